@@ -1,0 +1,67 @@
+//! The block device as LunFS sees it: a small trait, its error type and its backends.
+//!
+//! What every backend promises: reads never come from a page cache that another host can't see
+//! invalidated; `compare_and_write` is atomic against every other `compare_and_write` of any host on
+//! the same device; an error says first of all whether the command may have been executed. What a
+//! backend does not do: retry a compare-and-write, cache anything, or know any LunFS structure.
+
+mod buf;
+mod error;
+
+pub use buf::AlignedBuf;
+pub use error::{DeviceError, Executed};
+
+use std::time::Duration;
+
+/// What a device is: read once when it is opened, again when a backend says it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceGeometry {
+    /// 512 or 4096: the unit of compare-and-write and the alignment of every transfer.
+    pub logical_block_bytes: u32,
+    pub size_bytes: u64,
+    /// Writes that were answered can be lost by a power cut until a flush that began after them ended.
+    pub volatile_cache: bool,
+    /// The longest time anything below us can hold a write after its issuer is gone.
+    pub hold_time: Duration,
+}
+
+/// Answer of a compare-and-write that was executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompareOutcome {
+    /// The block equalled the expected image and now holds the new one.
+    Swapped,
+    /// The block did not equal the expected image and was left alone.
+    Miscompare,
+}
+
+/// A block device that several hosts share. Offsets and lengths are in bytes and are multiples of
+/// the logical block; a violation is an error, not a panic. Every call blocks until the outcome is
+/// known or given up; calls from several threads run at once.
+pub trait BlockDevice: Send + Sync + 'static {
+    fn geometry(&self) -> DeviceGeometry;
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError>;
+
+    fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Atomically: if the logical block at `offset_bytes` equals `expected`, write `new`. Both
+    /// slices are exactly one logical block long. Not retried below this call.
+    fn compare_and_write(
+        &self,
+        offset_bytes: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<CompareOutcome, DeviceError>;
+
+    /// Everything that was answered before this call began survives a power cut once it returns Ok.
+    fn flush(&self) -> Result<(), DeviceError>;
+
+    /// Tells the device that the range is unused. Contents are undefined afterwards.
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError>;
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError>;
+
+    /// How often the device may have lost its cache or our registration since it was opened (new
+    /// session, unit attention 29h, power cut). A flush proves only writes issued under the same count.
+    fn resets(&self) -> u64;
+}

@@ -1,0 +1,15 @@
+//! LunFS: a clustered filesystem for a LUN that several hosts see at once.
+//!
+//! Hosts coordinate only through the disk: every lock and every heartbeat is one logical block that
+//! is changed by an atomic compare-and-write (SCSI COMPARE AND WRITE, opcode 89h). There is no lock
+//! server, no cluster stack and no network between hosts.
+//!
+//! Rooms, from the bottom up; a room uses only rooms below it (`docs/architecture.md`):
+//!
+//! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
+//! * [`device`]: a small block device trait and its backends
+//! * [`layout`]: bytes to structures and back; pure
+pub mod device;
+pub mod layout;
+pub mod rt;
+pub mod types;
