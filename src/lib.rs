@@ -10,6 +10,7 @@
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
 pub mod device;
+pub mod fs;
 pub mod layout;
 pub mod rt;
 pub mod types;
