@@ -9,8 +9,12 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+pub mod ats;
 pub mod device;
 pub mod fs;
+pub mod heartbeat;
 pub mod layout;
+pub mod lease;
+pub mod lock;
 pub mod rt;
 pub mod types;
