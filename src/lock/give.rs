@@ -17,7 +17,7 @@ use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::IoClass;
 use crate::rt::{self, Instant};
-use crate::types::{BlockNo, Owner, SlotSet};
+use crate::types::{BlockNo, Owner};
 
 /// A lock just granted stays until a waiting thread used it, but no longer than this.
 const FIRST_USE: Duration = Duration::from_millis(50);
@@ -301,10 +301,5 @@ impl LockManager {
             held += shard.values().filter(|e| e.state.lock().held != Held::Nothing).count();
         }
         (known, held)
-    }
-
-    /// Waiters other than us, as a doorbell or an image told.
-    pub(super) fn others(&self, set: SlotSet) -> SlotSet {
-        set.without(self.me.slot)
     }
 }
