@@ -7,9 +7,13 @@
 
 mod buf;
 mod error;
+pub mod file;
+pub mod open;
+mod open_error;
 
 pub use buf::AlignedBuf;
 pub use error::{DeviceError, Executed};
+pub use open_error::OpenError;
 
 use std::time::Duration;
 
