@@ -196,18 +196,25 @@ impl LockManager {
         self.known(id.at)?.state.lock().image.as_ref().map(|i| i.record.clone())
     }
 
-    /// Locks of a group just born by a plain write of this host: held from birth.
-    pub fn adopt_born(&self, record: &LockRecord) {
-        let LockMode::Exclusive { owner, tenure } = record.mode else { return };
-        if owner != self.me {
-            return;
-        }
+    /// Takes over the lock of a group just born by a plain write of this host: held from birth. Returns the
+    /// epoch under which its body is true.
+    pub fn adopt_born(&self, record: &LockRecord) -> u64 {
         let entry = self.entry(LockId { kind: record.kind, at: record.address });
         let mut state = entry.state.lock();
-        state.held = Held::Exclusive(tenure);
-        state.valid_at = Some(record.change_counter);
-        state.epoch += 1;
-        state.image = Some(self.ats.image_of_born(record));
+        if let LockMode::Exclusive { owner, tenure } = record.mode
+            && owner == self.me
+        {
+            state.held = Held::Exclusive(tenure);
+            state.valid_at = Some(record.change_counter);
+            state.epoch += 1;
+            state.image = Some(self.ats.image_of_born(record));
+        }
+        state.epoch
+    }
+
+    /// A nonce that no image on this volume ever carried.
+    pub fn fresh_nonce(&self) -> crate::layout::Nonce {
+        self.ats.fresh_nonce()
     }
 
     /// Gets access to what the lock covers, taking the lock on the disk if this host does not hold it in
@@ -307,6 +314,45 @@ impl LockManager {
         let (epoch, held) = (state.epoch, state.held);
         drop(state);
         Ok(Guard::new(entry, access, epoch, held))
+    }
+
+    /// Access without waiting for anybody, of this host or another: what memory or one look at the disk gives.
+    pub fn try_acquire(&self, id: LockId, mode: Mode, access: Access) -> Result<Option<Guard>, LockError> {
+        let entry = self.entry(id);
+        let mut state = entry.state.lock();
+        if !(state.held.covers(mode) && !state.closing) {
+            if state.busy || state.closing || state.polled_for.is_some() {
+                return Ok(None);
+            }
+            state.busy = true;
+            let (image, held) = (state.image.clone(), state.held);
+            drop(state);
+            let attempt = self.attempt(id, image, held, mode, false);
+            state = entry.state.lock();
+            state.busy = false;
+            entry.changed.notify_all();
+            match attempt? {
+                Attempt::Holds { image, held, unseen } => {
+                    self.stats.acquired.fetch_add(1, Ordering::Relaxed);
+                    let waiters = image.record.waiters.without(self.me.slot);
+                    state.adopt(image, held, unseen);
+                    if !waiters.is_empty() {
+                        self.demand.look_at(waiters);
+                    }
+                }
+                Attempt::MustAsk { image, .. } | Attempt::Dead { image, .. } => {
+                    state.image = Some(image);
+                    return Ok(None);
+                }
+            }
+        }
+        if !state.admits(access) {
+            return Ok(None);
+        }
+        state.enter(access);
+        let (epoch, held) = (state.epoch, state.held);
+        drop(state);
+        Ok(Some(Guard::new(entry, access, epoch, held)))
     }
 
     /// One look at the lock and, where that may do, one swap.
