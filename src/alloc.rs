@@ -175,14 +175,9 @@ impl Allocator {
         let at = self.geometry.cluster_header(space.cluster);
         let block = self.store.read(&space.guard, at, Magic::ClusterHeader)?;
         let header = ClusterHeader::parse_cached(&block, &self.geometry, space.cluster)?;
-        let mut state = self.state.lock();
         // What is frozen counts as free in the header; a cluster with little more than that is passed by.
-        let frozen: u32 = state
-            .frozen
-            .range(self.chunk_of(self.geometry.cluster(space.cluster))..)
-            .take_while(|(chunk, _)| **chunk < self.chunk_of(self.geometry.cluster(space.cluster + 1)))
-            .map(|(_, (blocks, _))| blocks.count_ones())
-            .sum();
+        let frozen = self.frozen_blocks(space.cluster);
+        let mut state = self.state.lock();
         let hint = state.hints.entry(space.cluster).or_default();
         hint.known = true;
         hint.free_blocks = header.free_blocks.get().saturating_sub(frozen);
@@ -192,6 +187,27 @@ impl Allocator {
         }
         state.current = space.cluster;
         Ok(Some(space))
+    }
+
+    /// Has this cluster room for `need`, given what the plan took already?
+    pub fn has_room(&self, plan: &Plan<'_>, space: &Space, need: Need) -> Result<bool, AllocError> {
+        let at = self.geometry.cluster_header(space.cluster);
+        let block = plan.read(&space.guard, at, Magic::ClusterHeader)?;
+        let header = ClusterHeader::parse_cached(&block, &self.geometry, space.cluster)?;
+        let hint = Hint {
+            free_blocks: header.free_blocks.get().saturating_sub(self.frozen_blocks(space.cluster)),
+            free_inodes: header.free_inodes.get(),
+            ..Hint::default()
+        };
+        Ok(enough(&hint, need))
+    }
+
+    /// Blocks of a cluster that were freed in transactions that are not durable yet.
+    fn frozen_blocks(&self, cluster: u64) -> u32 {
+        let first = self.chunk_of(self.geometry.cluster(cluster));
+        let chunks = self.geometry.cluster_len(cluster) / GROUP_BLOCKS;
+        let state = self.state.lock();
+        state.frozen.range(first..first + chunks).map(|(_, (blocks, _))| blocks.count_ones()).sum()
     }
 
     /// Number of a chunk, over the whole volume.

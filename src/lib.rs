@@ -9,6 +9,7 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+//! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
 pub mod alloc;
 pub mod ats;
 pub mod device;
@@ -20,4 +21,5 @@ pub mod lease;
 pub mod lock;
 pub mod rt;
 pub mod store;
+pub mod tree;
 pub mod types;

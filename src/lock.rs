@@ -316,6 +316,19 @@ impl LockManager {
         Ok(Guard::new(entry, access, epoch, held))
     }
 
+    /// Access as far as this host's memory gives it at once: no disk, no waiting.
+    pub fn try_held(&self, id: LockId, mode: Mode, access: Access) -> Option<Guard> {
+        let entry = self.known(id.at)?;
+        let mut state = entry.state.lock();
+        if !state.held.covers(mode) || state.closing || !state.admits(access) {
+            return None;
+        }
+        state.enter(access);
+        let (epoch, held) = (state.epoch, state.held);
+        drop(state);
+        Some(Guard::new(entry, access, epoch, held))
+    }
+
     /// Access without waiting for anybody, of this host or another: what memory or one look at the disk gives.
     pub fn try_acquire(&self, id: LockId, mode: Mode, access: Access) -> Result<Option<Guard>, LockError> {
         let entry = self.entry(id);

@@ -17,6 +17,8 @@ pub struct Plan<'s> {
     hooks: Vec<Hook>,
     pub net_blocks: i64,
     pub net_inodes: i64,
+    /// Blocks that the inode at hand gained or lost: for its owner to add up.
+    pub blocks_of_inode: i64,
 }
 
 /// A plan that passed its checks.
@@ -39,6 +41,7 @@ impl Store {
             hooks: Vec::new(),
             net_blocks: 0,
             net_inodes: 0,
+            blocks_of_inode: 0,
         }
     }
 }
