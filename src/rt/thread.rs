@@ -77,24 +77,21 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    if hooks::is_simulated() {
-        return JoinHandle(Inner::Sim(hooks::spawn(name, f)));
-    }
-    let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-    match builder.spawn(f) {
-        Ok(handle) => JoinHandle(Inner::Os(handle)),
+    match try_spawn(name, f) {
+        Ok(handle) => handle,
         Err(error) => panic!("can't start thread {name}: {error}"),
     }
 }
 
 /// Like [`spawn`], but a refusal by the system is an answer.
+#[track_caller]
 pub fn try_spawn<T, F>(name: &str, f: F) -> std::io::Result<JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
     if hooks::is_simulated() {
-        return Ok(JoinHandle(Inner::Sim(hooks::spawn(name, f))));
+        return Ok(JoinHandle(Inner::Sim(hooks::spawn(name, f)?)));
     }
     let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
     Ok(JoinHandle(Inner::Os(builder.spawn(f)?)))
