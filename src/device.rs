@@ -7,6 +7,7 @@
 
 mod buf;
 mod error;
+pub mod sim;
 
 pub use buf::AlignedBuf;
 pub use error::{DeviceError, Executed};

@@ -8,7 +8,7 @@
 //! Not for: `std::sync::{Mutex, Condvar, Barrier, mpsc, OnceLock::get_or_init}` around anything that
 //! blocks or does device I/O. The simulator can't see such a wait, and hangs in it.
 
-mod clock;
+pub(crate) mod clock;
 mod random;
 mod rwlock;
 pub mod sim;

@@ -64,7 +64,8 @@ impl Trace {
     pub fn note(&mut self, at: u64, tid: Tid, happening: Happening) {
         let folded = self.hash.rotate_left(17) ^ at ^ (u64::from(tid) << 40);
         self.hash = mix(folded.wrapping_add(happening.code().wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        if self.keep == 0 {
+        if self.keep == 0 || matches!(happening, Happening::Mark(_) | Happening::Event) {
+            // Whoever marks has a report of its own; here it would only crowd out the threads.
             return;
         }
         if self.ring.len() == self.keep {
