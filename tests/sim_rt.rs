@@ -505,3 +505,31 @@ fn plain_threads_can_use_the_lun_too() {
     assert!(lun.attach(a).write(512, &block(2)).is_err());
     lun.heal(a);
 }
+
+/// Prints how many commands a real second simulates:
+/// `cargo test --release --test sim_rt command_rate -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn command_rate() {
+    let start = std::time::Instant::now();
+    let total = Simulation::new(1).run(|| {
+        let lun = lun();
+        let threads: Vec<_> = (1..=8)
+            .map(|host| {
+                let device = lun.attach(HostTag(host));
+                spawn_on(HostTag(host), "writer", move || {
+                    for i in 0..20_000u64 {
+                        device.write((i % 1000) * 4096, &[1; 4096]).unwrap();
+                        if i % 50 == 0 {
+                            device.flush().unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        lun.total_counts().total()
+    });
+    let rate = total as f64 / start.elapsed().as_secs_f64();
+    println!("{total} commands, {rate:.0} a second");
+}

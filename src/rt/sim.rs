@@ -40,6 +40,7 @@ pub(crate) mod rng;
 mod state;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod timer;
 mod trace;
 mod wait;
@@ -158,7 +159,7 @@ fn wait_for_end(core: &Core, stall_limit: Duration) -> MutexGuard<'_, State> {
             let text = format!(
                 "thread {running} has not reached a blocking point for {stall_limit:?}: does it spin, or \
                  wait outside the simulation?\n{}",
-                state.describe_threads()
+                report::describe_threads(&state)
             );
             state.failure = Some(Failure::new(FailureKind::Stall, state.seed, text));
             return state;

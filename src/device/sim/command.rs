@@ -156,17 +156,26 @@ impl CommandCounts {
 
     /// What came on top since `earlier`.
     pub fn since(&self, earlier: &CommandCounts) -> CommandCounts {
+        self.combine(earlier, u64::saturating_sub)
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &CommandCounts) -> CommandCounts {
+        self.combine(other, u64::saturating_add)
+    }
+
+    fn combine(&self, other: &CommandCounts, op: fn(u64, u64) -> u64) -> CommandCounts {
         CommandCounts {
-            reads: self.reads - earlier.reads,
-            writes: self.writes - earlier.writes,
-            swapped: self.swapped - earlier.swapped,
-            miscompared: self.miscompared - earlier.miscompared,
-            flushes: self.flushes - earlier.flushes,
-            discards: self.discards - earlier.discards,
-            write_zeroes: self.write_zeroes - earlier.write_zeroes,
-            bytes_read: self.bytes_read - earlier.bytes_read,
-            bytes_written: self.bytes_written - earlier.bytes_written,
-            failed: self.failed - earlier.failed,
+            reads: op(self.reads, other.reads),
+            writes: op(self.writes, other.writes),
+            swapped: op(self.swapped, other.swapped),
+            miscompared: op(self.miscompared, other.miscompared),
+            flushes: op(self.flushes, other.flushes),
+            discards: op(self.discards, other.discards),
+            write_zeroes: op(self.write_zeroes, other.write_zeroes),
+            bytes_read: op(self.bytes_read, other.bytes_read),
+            bytes_written: op(self.bytes_written, other.bytes_written),
+            failed: op(self.failed, other.failed),
         }
     }
 }

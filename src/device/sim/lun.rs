@@ -262,6 +262,12 @@ impl SimLun {
         self.0.lock().host(host).counts
     }
 
+    /// The commands of all hosts that executed.
+    pub fn total_counts(&self) -> CommandCounts {
+        let state = self.0.lock();
+        state.hosts.values().fold(CommandCounts::default(), |sum, host| sum.plus(&host.counts))
+    }
+
     /// Bytes as a read would see them now; not a command.
     pub fn contents(&self, offset_bytes: u64, len_bytes: usize) -> Vec<u8> {
         self.0.lock().media.bytes(offset_bytes, len_bytes)

@@ -18,7 +18,8 @@ use std::thread::{Thread as OsThread, panicking};
 
 use super::options::Options;
 use super::report::FailureKind;
-use super::state::{Next, Phase, State, Status, Tid, Wait};
+use super::state::{Next, Phase, State};
+use super::thread::{Status, Tid, Wait};
 use super::timer::Event;
 use crate::rt::HostTag;
 

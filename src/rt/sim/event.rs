@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::core::{in_event, wait_for, with_current};
 use super::report::Reporter;
-use super::state::Tid;
+use super::thread::Tid;
 use super::timer::Action;
 use super::trace::Happening;
 use super::wait::WaitPoint;
@@ -38,7 +38,8 @@ pub fn is_over() -> bool {
     with_current(|me| me.is_cancelled()).unwrap_or(false)
 }
 
-/// Runs `event` after `delay` of virtual time. A panic in it fails the run.
+/// Runs `event` after `delay` of virtual time. A panic in it fails the run. It may kill, freeze and
+/// thaw hosts and do things to a simulated LUN; it belongs to no host.
 pub fn after(delay: Duration, event: impl FnOnce() + Send + 'static) {
     with_current(|me| me.core.lock().add_timer(nanos_of(delay), Action::Event(Box::new(event))));
 }

@@ -127,7 +127,7 @@ struct Outcome<T> {
     point: WaitPoint,
     value: Mutex<Option<T>>,
     ended: AtomicBool,
-    tid: Mutex<Option<super::state::Tid>>,
+    tid: Mutex<Option<super::thread::Tid>>,
 }
 
 impl<T> SimJoin<T> {

@@ -8,9 +8,10 @@
 //! memory; a test's own state that several hosts share belongs in `std` locks or atomics held only
 //! for an instant, never in a `rt` lock that a killed thread could hold.
 
-use super::core::with_current;
+use super::core::{in_event, with_current};
 use super::hooks::boot_origin;
-use super::state::{State, Status, Tid};
+use super::state::State;
+use super::thread::{Status, Tid};
 use super::trace::Happening;
 use crate::rt::{HostTag, Instant, JoinHandle, spawn};
 
@@ -68,7 +69,8 @@ pub fn kill_host(tag: HostTag) {
             let join_queue = thread.join_queue;
             state.wake(join_queue, true);
             state.note(tid, Happening::Kill);
-            suicide |= tid == me.tid;
+            // An event runs on a thread that is asleep: that one just won't wake.
+            suicide |= tid == me.tid && !in_event();
         }
         drop(state);
         if suicide {
@@ -85,11 +87,11 @@ pub fn freeze_host(tag: HostTag) {
         state.note(me.tid, Happening::Freeze);
         let mut myself = false;
         for tid in state.threads_of(tag) {
-            let ready = state.thread(tid).status == Status::Ready;
-            if ready || tid == me.tid {
+            let status = state.thread(tid).status;
+            if matches!(status, Status::Ready | Status::Running) {
                 state.runnable.retain(|t| *t != tid);
                 state.thread(tid).status = Status::Frozen;
-                myself |= tid == me.tid;
+                myself |= status == Status::Running;
             }
         }
         drop(state);

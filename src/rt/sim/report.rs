@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::state::State;
+use super::thread::Status;
 
 /// Text that something taking part in a simulation adds to a failure, such as its last commands.
 pub type Reporter = Box<dyn Fn() -> String + Send>;
@@ -72,6 +73,26 @@ pub(super) fn describe_trace(state: &State) -> String {
         let name = state.threads.get(entry.tid as usize).map_or("?", |t| t.name.as_str());
         let at = Duration::from_nanos(entry.at);
         text.push_str(&format!("  {at:>14.6?} {:>3} {name:<20} {:?}\n", entry.tid, entry.happening));
+    }
+    text
+}
+
+/// Every unfinished thread, its host and what it waits for.
+pub(super) fn describe_threads(state: &State) -> String {
+    let mut text = String::new();
+    for (tid, thread) in state.threads.iter().enumerate() {
+        if thread.status == Status::Finished {
+            continue;
+        }
+        let host = thread.host.map_or("no host".to_owned(), |h| h.to_string());
+        text.push_str(&format!("  thread {tid} {:?} ({host}): {:?}", thread.name, thread.status));
+        if let Some(wait) = &thread.wait {
+            text.push_str(&format!(", waits for {} {} at {}", wait.what, wait.of, wait.at));
+            if let Some(holder) = wait.holder.and_then(|h| state.threads.get(h as usize)) {
+                text.push_str(&format!(", held by {:?} ({:?})", holder.name, holder.status));
+            }
+        }
+        text.push('\n');
     }
     text
 }

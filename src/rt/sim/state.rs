@@ -6,19 +6,16 @@
 //! makes the same choices. Time moves only when nobody can run.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::panic::Location;
 use std::sync::Arc;
 
 use super::core::Baton;
 use super::options::Options;
-use super::report::{Failure, FailureKind};
+use super::report::{Failure, FailureKind, describe_threads};
 use super::rng::{SimRng, mix};
+use super::thread::{Status, Thread, Tid, Wait};
 use super::timer::{Action, Event, Timer};
 use super::trace::{Happening, Trace};
 use crate::rt::HostTag;
-
-/// Index of a thread in its simulation, in the order of spawning.
-pub type Tid = u32;
 
 /// How often waiting threads are woken for nothing while all are being cancelled, without one of
 /// them ending, before they are given up.
@@ -31,50 +28,10 @@ const REPRIORITISE_ONE_IN: u64 = 40;
 const PREEMPTS: [f64; 4] = [0.005, 0.03, 0.1, 0.4];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Status {
-    Running,
-    Ready,
-    /// Could run, were its host not frozen.
-    Frozen,
-    Blocked,
-    /// Its host was killed: it runs again only to be unwound at the end.
-    Killed,
-    Finished,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Running,
     /// The root ended or something failed: every thread is being unwound.
     Cancelling,
-}
-
-/// What a blocked thread waits for; for reports only.
-#[derive(Clone, Copy)]
-pub struct Wait {
-    pub what: &'static str,
-    pub of: &'static str,
-    pub at: &'static Location<'static>,
-    /// The thread that held it when the wait began.
-    pub holder: Option<Tid>,
-}
-
-pub struct Thread {
-    pub name: String,
-    /// Whose clock the thread reads and whose threads it starts.
-    pub host: Option<HostTag>,
-    /// With whom it dies or freezes; differs from `host` only inside `on_host`.
-    pub home: Option<HostTag>,
-    pub status: Status,
-    pub wait: Option<Wait>,
-    /// Grows with each end of a wait, so that a timer of an earlier wait is void.
-    pub wait_seq: u64,
-    /// The queue the thread stands in while blocked.
-    pub queue: Option<u64>,
-    /// The queue of those who wait for this thread's end.
-    pub join_queue: u64,
-    pub baton: Arc<Baton>,
-    priority: u64,
 }
 
 pub struct State {
@@ -296,7 +253,7 @@ impl State {
             if self.phase == Phase::Running && self.steps > self.options.max_steps {
                 self.fail(
                     FailureKind::StepLimit,
-                    format!("no end after {} scheduling steps\n{}", self.steps, self.describe_threads()),
+                    format!("no end after {} scheduling steps\n{}", self.steps, describe_threads(self)),
                 );
             }
             if self.phase == Phase::Cancelling && !self.keep_cancelling() {
@@ -338,7 +295,7 @@ impl State {
         let Some(timer) = self.timers.pop() else {
             self.fail(
                 FailureKind::Deadlock,
-                format!("deadlock: nothing can run\n{}", self.describe_threads()),
+                format!("deadlock: nothing can run\n{}", describe_threads(self)),
             );
             return None;
         };
@@ -347,7 +304,7 @@ impl State {
             let limit = std::time::Duration::from_nanos(self.options.max_time);
             self.fail(
                 FailureKind::TimeLimit,
-                format!("no end within {limit:?} of virtual time\n{}", self.describe_threads()),
+                format!("no end within {limit:?} of virtual time\n{}", describe_threads(self)),
             );
             return None;
         }
@@ -388,30 +345,10 @@ impl State {
             }
         }
         if self.rouse_rounds > MAX_ROUSE_ROUNDS || self.cancel_steps > MAX_CANCEL_STEPS {
-            let threads = self.describe_threads();
+            let threads = describe_threads(self);
             self.fail(FailureKind::Stuck, format!("threads don't end when they are cancelled\n{threads}"));
             return false;
         }
         true
-    }
-
-    /// Every unfinished thread, its host and what it waits for.
-    pub fn describe_threads(&self) -> String {
-        let mut text = String::new();
-        for (tid, thread) in self.threads.iter().enumerate() {
-            if thread.status == Status::Finished {
-                continue;
-            }
-            let host = thread.host.map_or("no host".to_owned(), |h| h.to_string());
-            text.push_str(&format!("  thread {tid} {:?} ({host}): {:?}", thread.name, thread.status));
-            if let Some(wait) = &thread.wait {
-                text.push_str(&format!(", waits for {} {} at {}", wait.what, wait.of, wait.at));
-                if let Some(holder) = wait.holder.and_then(|h| self.threads.get(h as usize)) {
-                    text.push_str(&format!(", held by {:?} ({:?})", holder.name, holder.status));
-                }
-            }
-            text.push('\n');
-        }
-        text
     }
 }

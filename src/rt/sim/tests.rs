@@ -289,6 +289,37 @@ fn a_killed_host_never_runs_again_and_can_be_reborn() {
 }
 
 #[test]
+fn events_can_kill_and_freeze_at_any_moment() {
+    for seed in seeds(0..40) {
+        Simulation::new(seed).preempt(0.2).run(move || {
+            let lock = Arc::new(Mutex::new(0u64));
+            for host in 1..=2 {
+                for _ in 0..2 {
+                    let lock = lock.clone();
+                    // Each host has memory of its own: only host 1 may take the lock to its grave.
+                    let mine = if host == 1 { lock } else { Arc::new(Mutex::new(0)) };
+                    spawn_on::<(), _>(HostTag(host), "busy", move || {
+                        loop {
+                            let mut sum = mine.lock();
+                            sleep(Duration::from_micros(random_u64() % 1000));
+                            *sum += 1;
+                        }
+                    });
+                }
+            }
+            let (kill_at, freeze_at) = (random_u64() % 50_000, random_u64() % 50_000);
+            after(Duration::from_micros(kill_at), || kill_host(HostTag(1)));
+            after(Duration::from_micros(freeze_at), || freeze_host(HostTag(2)));
+            after(SEC, || thaw_host(HostTag(2)));
+            sleep(500 * MS);
+            assert!(is_frozen(HostTag(2)));
+            sleep(SEC);
+            assert!(!is_frozen(HostTag(2)));
+        });
+    }
+}
+
+#[test]
 fn a_frozen_host_stands_still_while_its_clock_goes_on() {
     Simulation::new(9).run(|| {
         let ticks = Arc::new(AtomicU32::new(0));

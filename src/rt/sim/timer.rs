@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use super::state::Tid;
+use super::thread::Tid;
 
 /// Runs on whichever thread holds the baton, between two threads' turns; it must not block.
 pub type Event = Box<dyn FnOnce() + Send>;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::rng::mix;
-use super::state::Tid;
+use super::thread::Tid;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Happening {

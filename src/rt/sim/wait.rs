@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::core::{Current, in_event, wait_for, with_current};
-use super::state::{Tid, Wait};
+use super::thread::{Tid, Wait};
 use crate::rt::clock::nanos_of;
 
 /// Held by nobody, or by a thread that isn't simulated.
