@@ -349,7 +349,11 @@ fn a_partition_hangs_or_fails_and_may_let_go_late() {
             let error = a.write(0, &block(1)).unwrap_err();
             assert!(matches!(error, DeviceError::TimedOut { .. }));
             b.write(0, &block(2)).unwrap();
+            assert_eq!(a.resets(), 0);
             lun.heal(A);
+            assert_eq!(a.flush().ok().map(|()| a.resets()), Some(1), "the session is a new one");
+            assert_eq!(a.compare_and_write(512, &block(0), &block(1)).unwrap_err().executed(), MayBe::No);
+            a.compare_and_write(512, &block(0), &block(1)).unwrap();
             sleep(SEC);
             2 - number(&lun.contents(0, 512))
         });

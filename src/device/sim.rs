@@ -21,8 +21,8 @@
 //!   all that had been answered, and what a read had already shown, which the rule "flush after
 //!   seeing an image" needs. A power cut leaves each logical block at its durable bytes or at any
 //!   write since, each for itself; compare-and-writes are no exception: a lock can go back in time.
-//! * After a power cut a host's first compare-and-write meets a unit attention (not executed), and
-//!   `resets` of its handle rises with the first answer that comes back.
+//! * After a power cut, or a partition (a new session), a host's first compare-and-write meets a unit
+//!   attention (not executed), and `resets` of its handle rises with the first answer that comes back.
 //! * Space never written reads as zeros, discarded space as 0xaf.
 //!
 //! Not modelled:

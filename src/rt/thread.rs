@@ -69,6 +69,15 @@ impl<T> JoinHandle<T> {
     }
 }
 
+/// Calls `f`; a panic in it is an answer, for a service that must outlive one bad request. In a
+/// simulation nothing is caught: there a panic fails the run, and cancelled threads unwind to their end.
+pub fn catch_panic<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
+    if hooks::is_simulated() {
+        return Ok(f());
+    }
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
+}
+
 /// Starts a thread. A system that refuses one (limits, memory) is met like the standard library
 /// does: by a panic, because no caller can do its work without it.
 #[track_caller]

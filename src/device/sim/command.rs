@@ -49,7 +49,7 @@ pub struct Reply {
     pub compared: Option<CompareOutcome>,
 }
 
-/// An answer as it arrives at the host, with the LUN's count of resets when it left.
+/// An answer as it arrives at the host, with the count of losses when it left.
 pub struct Answer {
     pub result: Result<Reply, DeviceError>,
     pub resets: u64,

@@ -107,7 +107,7 @@ impl Inner {
     /// The answer sets out; a partition can still swallow it.
     fn answer(self: &Arc<Self>, command: &Arc<Command>, back: Duration, result: Result<Reply, DeviceError>) {
         let (lun, command) = (self.clone(), command.clone());
-        let resets = self.lock().resets;
+        let resets = self.lock().losses(command.host);
         later(back, move || {
             let mut state = lun.lock();
             let cut_off = state.host(command.host).partition == Some(Partition::Hang);
@@ -211,7 +211,7 @@ impl LunState {
     fn refusal(&mut self, command: &Arc<Command>, fault: Option<Fault>) -> Option<DeviceError> {
         let op = command.kind.name();
         let powered = self.powered;
-        let resets = self.resets;
+        let losses = self.losses(command.host);
         let host = self.host(command.host);
         if host.fenced {
             return Some(DeviceError::Fenced { op, offset_bytes: command.offset });
@@ -219,9 +219,9 @@ impl LunState {
         if !powered || host.partition == Some(Partition::Fail) {
             return Some(io_error(command, MayBe::No, libc::EIO));
         }
-        if host.attention != resets && command.kind == CommandKind::CompareAndWrite {
+        if host.attention != losses && command.kind == CommandKind::CompareAndWrite {
             // The kernel's driver swallows a unit attention on plain commands; a raw one sees it.
-            host.attention = resets;
+            host.attention = losses;
             return Some(io_error(command, MayBe::No, libc::EIO));
         }
         (fault == Some(Fault::Refused)).then(|| io_error(command, MayBe::No, libc::EBUSY))

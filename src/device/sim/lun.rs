@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::command::{Command, CommandCounts, CommandKind, LunObserver};
+use super::command::{Answer, Command, CommandCounts, CommandKind, LunObserver};
 use super::engine::interrupted;
 use super::fault::{Fault, FaultPlan, FaultRule, Faults};
 use super::handle::SimDevice;
@@ -27,7 +27,9 @@ pub enum Partition {
 pub(super) struct HostState {
     pub fenced: bool,
     pub partition: Option<Partition>,
-    /// The reset the host has been told of by a unit attention.
+    /// How often the host's session with the LUN had to be made anew.
+    pub sessions: u64,
+    /// The count of losses the host has been told of by a unit attention.
     pub attention: u64,
     pub counts: CommandCounts,
 }
@@ -89,6 +91,11 @@ impl LunState {
         self.hosts.entry(host).or_insert_with(|| HostState { attention: resets, ..HostState::default() })
     }
 
+    /// How often the LUN's cache or this host's session was lost.
+    pub fn losses(&mut self, host: HostTag) -> u64 {
+        self.resets + self.host(host).sessions
+    }
+
     pub fn next_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -112,8 +119,10 @@ impl LunState {
 }
 
 impl SimLun {
+    /// Best made inside the simulation that uses it: then its seed follows from the simulation's, and
+    /// a failure prints its last commands.
     pub fn new(options: SimLunOptions) -> Self {
-        let seed = options.seed.unwrap_or_else(random_u64);
+        let seed = options.seed.unwrap_or_else(|| if sim::is_simulated() { random_u64() } else { 0 });
         let state = LunState {
             block: options.logical_block_bytes,
             media: Media::new(options.logical_block_bytes, options.volatile_cache),
@@ -140,8 +149,9 @@ impl SimLun {
     pub fn attach(&self, host: HostTag) -> Arc<SimDevice> {
         let resets = {
             let mut state = self.0.lock();
-            state.host(host).attention = state.resets;
-            state.resets
+            let losses = state.losses(host);
+            state.host(host).attention = losses;
+            losses
         };
         Arc::new(SimDevice::new(self.0.clone(), host, resets))
     }
@@ -191,9 +201,12 @@ impl SimLun {
         self.0.lock().host(host).partition = Some(partition);
     }
 
-    /// Mends them. A command that was held meanwhile executes late or never.
+    /// Mends them, by a new session. A command that was held meanwhile executes late or never.
     pub fn heal(&self, host: HostTag) {
-        self.0.lock().host(host).partition = None;
+        let mut state = self.0.lock();
+        let host_state = state.host(host);
+        host_state.sessions += u64::from(host_state.partition.take().is_some());
+        drop(state);
         self.0.release(host);
     }
 
@@ -224,15 +237,14 @@ impl SimLun {
         media.power_cut(rng, keep);
         state.resets += 1;
         state.powered = false;
-        let (resets, observer) = (state.resets, state.observer.clone());
-        let told: Vec<bool> = lost.iter().map(|_| state.rng.below(2) == 0).collect();
+        let observer = state.observer.clone();
+        // Some hosts see the session break, others wait in vain.
+        let told: Vec<_> = lost.into_iter().filter(|_| state.rng.below(2) == 0).collect();
+        let told: Vec<_> = told.into_iter().map(|lost| (state.losses(lost.host), lost)).collect();
         drop(state);
-        for (command, told) in lost.iter().zip(told) {
-            // Some hosts see the session break, others wait in vain.
-            if told {
-                let result = Err(interrupted(command));
-                command.completion.complete(super::command::Answer { result, resets });
-            }
+        for (resets, command) in told {
+            let result = Err(interrupted(&command));
+            command.completion.complete(Answer { result, resets });
         }
         if let Some(observer) = observer {
             observer.power_cut();

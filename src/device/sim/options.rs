@@ -109,7 +109,7 @@ pub struct SimLunOptions {
     pub queue_depth: Option<u32>,
     /// How many of the last commands a failure prints.
     pub trace_len: usize,
-    /// None draws one from the simulation (outside of one, from the system).
+    /// None draws one from the simulation; outside of one it is 0.
     pub seed: Option<u64>,
 }
 
