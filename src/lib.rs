@@ -9,7 +9,15 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+pub mod alloc;
+pub mod ats;
 pub mod device;
+pub mod fs;
+pub mod heartbeat;
+pub mod journal;
 pub mod layout;
+pub mod lease;
+pub mod lock;
 pub mod rt;
+pub mod store;
 pub mod types;

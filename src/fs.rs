@@ -1,0 +1,3 @@
+//! The filesystem: lookup, create, read, write, rename. Knows no FUSE and no SCSI.
+
+pub mod api;
