@@ -12,6 +12,7 @@ pub mod file;
 pub mod open;
 mod open_error;
 pub mod probe;
+pub mod sim;
 
 pub use buf::AlignedBuf;
 pub use error::{DeviceError, Executed};
