@@ -23,3 +23,4 @@ pub mod rt;
 pub mod store;
 pub mod tree;
 pub mod types;
+pub mod volume;

@@ -398,6 +398,16 @@ impl Store {
         Ok(self.door.flush(IoClass::Data)?)
     }
 
+    /// Blocks and inodes that this slot allocated since mkfs, the running transaction included.
+    pub fn net(&self) -> (i64, i64) {
+        use std::sync::atomic::Ordering;
+        let state = self.state.lock();
+        (
+            self.published.net_blocks.load(Ordering::Relaxed) + state.running.net_blocks,
+            self.published.net_inodes.load(Ordering::Relaxed) + state.running.net_inodes,
+        )
+    }
+
     /// Everything durable and in place, the journal empty: before leaving.
     pub fn drain(&self) -> Result<(), StoreError> {
         let id = self.current();

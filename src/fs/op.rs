@@ -122,10 +122,10 @@ pub(super) struct Op<'f> {
     needs: Needs,
     guards: BTreeMap<InodeNo, Arc<Guard>>,
     spaces: BTreeMap<u64, Arc<Space>>,
-    _rename: Option<Guard>,
+    rename: Option<Guard>,
 }
 
-struct Held(#[allow(dead_code)] Arc<Guard>);
+pub(super) struct Held(#[allow(dead_code)] pub Arc<Guard>);
 impl Hold for Held {}
 
 pub(super) fn patience_of(cx: &OpContext) -> Patience {
@@ -146,15 +146,13 @@ impl Fs {
             let mut op = Op::begin(self, patience_of(cx), needs)?;
             match body(&mut op) {
                 Ok(value) => {
-                    let Op { plan, guards, spaces, .. } = op;
+                    let Op { plan, guards, spaces, rename, .. } = op;
                     if !plan.is_empty() {
                         self.store.apply(plan)?;
                     }
-                    drop(spaces);
-                    let hold = guards
-                        .into_values()
-                        .map(|guard| Box::new(Held(guard)) as Box<dyn Hold>)
-                        .collect();
+                    drop((spaces, rename));
+                    let hold =
+                        guards.into_values().map(|guard| Box::new(Held(guard)) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
                 }
                 Err(Fail::Error(e)) => return Err(e),
@@ -180,7 +178,7 @@ impl<'f> Op<'f> {
             needs,
             guards: BTreeMap::new(),
             spaces: BTreeMap::new(),
-            _rename: rename,
+            rename,
         };
         for (ino, (mode, access)) in op.needs.inodes.clone() {
             let id = fs.inode_lock(ino)?;
@@ -376,5 +374,28 @@ impl Fs {
             return Err(FsError::Stale);
         }
         Ok(LockId { kind: LockKind::Inode, at: lock_of_inode(ino) })
+    }
+}
+
+impl Op<'_> {
+    /// The volume's rename lock, exclusively. It comes before all others, so an operation that learns late
+    /// that it needs it begins anew.
+    pub(super) fn take_rename_lock(&mut self) -> OpResult<()> {
+        if self.rename.is_some() {
+            return Ok(());
+        }
+        self.needs.rename = true;
+        Err(Fail::Again)
+    }
+
+    /// The parent of a directory. A lock that has to be waited for joins the operation's needs, so that it is
+    /// taken in order.
+    pub(super) fn parent_of(&mut self, ino: InodeNo) -> OpResult<InodeNo> {
+        let guard = match self.guards.get(&ino) {
+            Some(guard) => guard.clone(),
+            None => self.read_inode(ino)?,
+        };
+        let block = self.body(&guard, ino)?;
+        Ok(InodeNo(InodeDisk::of(&block).parent.get()))
     }
 }

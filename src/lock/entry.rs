@@ -83,6 +83,10 @@ impl State {
         !self.writer && self.readers == 0
     }
 
+    pub fn writing(&self) -> bool {
+        self.writer
+    }
+
     pub fn enter(&mut self, access: Access) {
         self.served += 1;
         self.unused = false;

@@ -189,7 +189,9 @@ impl LockManager {
             while state.busy {
                 state = entry.changed.wait(state);
             }
-            if state.idle() && (downgrade || state.served == served) && state.held != Held::Nothing {
+            // Who only reads may stay while we step down to a share.
+            let quiet = if downgrade { !state.writing() } else { state.idle() && state.served == served };
+            if quiet && state.held != Held::Nothing {
                 state.closing = true;
                 state.busy = true;
                 state.throttle = false;
