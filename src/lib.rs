@@ -9,8 +9,10 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+//! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
 pub mod device;
 pub mod fs;
 pub mod layout;
 pub mod rt;
+pub mod tree;
 pub mod types;
