@@ -10,7 +10,9 @@
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
 //! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
+//! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
 pub mod device;
+pub mod durations;
 pub mod fs;
 pub mod layout;
 pub mod rt;
