@@ -11,9 +11,13 @@
 //! * [`layout`]: bytes to structures and back; pure
 //! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
 //! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
+//! * [`inspect`]: read-only eyes on a volume, from any host
+//! * [`cli`]: the subcommands: arguments to one function call and its report
+pub mod cli;
 pub mod device;
 pub mod durations;
 pub mod fs;
+pub mod inspect;
 pub mod layout;
 pub mod rt;
 pub mod tree;
