@@ -12,10 +12,12 @@
 //! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
 //! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
 //! * [`inspect`]: read-only eyes on a volume, from any host
+//! * [`format`](mod@format): making a volume
 //! * [`cli`]: the subcommands: arguments to one function call and its report
 pub mod cli;
 pub mod device;
 pub mod durations;
+pub mod format;
 pub mod fs;
 pub mod inspect;
 pub mod layout;
