@@ -14,13 +14,20 @@
 //! * [`inspect`]: read-only eyes on a volume, from any host
 //! * [`format`](mod@format): making a volume
 //! * [`cli`]: the subcommands: arguments to one function call and its report
+pub mod alloc;
+pub mod ats;
 pub mod cli;
 pub mod device;
 pub mod durations;
 pub mod format;
 pub mod fs;
+pub mod heartbeat;
 pub mod inspect;
+pub mod journal;
 pub mod layout;
+pub mod lease;
+pub mod lock;
 pub mod rt;
+pub mod store;
 pub mod tree;
 pub mod types;
