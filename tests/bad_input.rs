@@ -103,6 +103,7 @@ fn every_bad_superblock_is_called_what_it_is() {
     for command in COMMANDS {
         let (code, text) = look(&volume, command);
         assert!(code == 1 && text.contains("superblock at block 0x0: checksum"), "{text}");
+        assert!(text.contains("its copy at block 0x"), "{text}");
         assert!(text.contains("alpha"), "a copy should have stood in: {text}");
     }
     wipe_copies(&volume);

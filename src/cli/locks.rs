@@ -77,7 +77,9 @@ impl Look {
         let watched_ms = watch.watched_for().as_millis() as u64;
         let slots = watch.slots;
         let (asked_last, unread) = requests(volume, &Hosts(&slots));
-        let mut problems: Vec<String> = volume.primary_error.iter().map(ToString::to_string).collect();
+        let stand_in =
+            |error| format!("{error}; its copy at block {} was used instead", volume.superblock_at);
+        let mut problems: Vec<String> = volume.primary_error.iter().map(stand_in).collect();
         problems.extend(slots.iter().filter_map(|w| w.record.as_ref().err()).map(ToString::to_string));
         problems.extend(unread);
         Ok(Look { slots, watched_ms, problems, asked_first, asked_last })
