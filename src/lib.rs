@@ -10,11 +10,19 @@
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
 //! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
+//! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
+//! * [`inspect`]: read-only eyes on a volume, from any host
+//! * [`format`](mod@format): making a volume
+//! * [`cli`]: the subcommands: arguments to one function call and its report
 pub mod alloc;
 pub mod ats;
+pub mod cli;
 pub mod device;
+pub mod durations;
+pub mod format;
 pub mod fs;
 pub mod heartbeat;
+pub mod inspect;
 pub mod journal;
 pub mod layout;
 pub mod lease;

@@ -1,0 +1,4 @@
+//! The subcommands.
+pub mod locks;
+pub mod mkfs;
+pub mod status;
