@@ -21,6 +21,7 @@
 //! caller does, with [`Cost`], before it joins a transaction).
 
 mod clear;
+mod edit;
 mod insert;
 #[doc(hidden)]
 pub mod mem;
@@ -98,6 +99,9 @@ pub enum TreeKind {
     Directory,
     Extents,
     Attributes,
+    /// For tests: nodes of a few short entries, so that a small tree is deep and rare paths are common.
+    #[doc(hidden)]
+    Tiny,
 }
 
 impl TreeKind {
@@ -106,6 +110,7 @@ impl TreeKind {
             TreeKind::Directory => 1,
             TreeKind::Extents => 2,
             TreeKind::Attributes => 3,
+            TreeKind::Tiny => 255,
         }
     }
 }
@@ -174,7 +179,7 @@ impl Tree {
     /// Writes an empty tree into `root`, whatever was there. Fails if the slice is too short or too long.
     pub fn init_root(&self, root: &mut [u8]) -> Result<(), TreeError> {
         let value = root.len() as u64;
-        match node::build(root, self, 0, &[]) {
+        match edit::build(root, self, 0, &[]) {
             true => Ok(()),
             false => Err(TreeError::Range { owner: self.owner, what: "bytes for a root", value }),
         }
@@ -191,7 +196,7 @@ impl Tree {
         let header = Header::new(Magic::TreeNode, self.volume, at, lock_of_inode(self.owner));
         let (front, area) = block.split_at_mut(HEADER_BYTES);
         front.copy_from_slice(zerocopy::IntoBytes::as_bytes(&header));
-        match node::build(area, self, level, entries) {
+        match edit::build(area, self, level, entries) {
             true => Ok(block),
             // Splits are planned so that both sides fit; entries that don't are a fault of this room.
             false => Err(TreeError::Unstable { owner: self.owner, at }),

@@ -80,12 +80,23 @@ enum Op {
     Replace(u64, usize),
     Remove(u64),
     Rekey(u64, u64, usize),
+    /// From, how many, distance, length: enough of them for a tree of three levels.
+    InsertMany(u64, u64, u64, usize),
     RemoveRange(u64, u64),
     FreeSome(u32),
 }
 
+/// Keys are mostly below this.
+const SPACE: u64 = 20_000;
+
+/// How many cases proptest runs here, unless its usual variable says otherwise.
+fn cases(usual: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(usual);
+    ProptestConfig { cases, ..ProptestConfig::default() }
+}
+
 fn key() -> impl Strategy<Value = u64> {
-    prop_oneof![8 => 0u64..600, 1 => Just(u64::MAX), 1 => Just(0), 2 => any::<u64>()]
+    prop_oneof![6 => 0u64..600, 4 => 0..SPACE, 1 => Just(u64::MAX), 1 => Just(0), 2 => any::<u64>()]
 }
 
 fn len() -> impl Strategy<Value = usize> {
@@ -98,8 +109,21 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (key(), len()).prop_map(|(k, l)| Op::Replace(k, l)),
         30 => key().prop_map(Op::Remove),
         6 => (key(), key(), len()).prop_map(|(a, b, l)| Op::Rekey(a, b, l)),
+        3 => (0..SPACE, 0u64..2000, 1u64..40, len()).prop_map(|(k, n, d, l)| Op::InsertMany(k, n, d, l)),
         2 => (key(), 0u64..200).prop_map(|(k, n)| Op::RemoveRange(k, n)),
+        1 => (0..SPACE, 0..SPACE).prop_map(|(k, n)| Op::RemoveRange(k, n)),
         1 => (1u32..4).prop_map(Op::FreeSome),
+    ]
+}
+
+/// Dense keys that come and go in runs: leading children leave and lower keys return.
+fn churn() -> impl Strategy<Value = Op> {
+    let len = || prop_oneof![1 => 0..=40usize, 2 => Just(40usize), 1 => Just(0usize)];
+    prop_oneof![
+        3 => (0u64..400, 1u64..30, 1u64..4, len()).prop_map(|(k, n, d, l)| Op::InsertMany(k, n, d, l)),
+        2 => (0u64..400, 0u64..40).prop_map(|(k, n)| Op::RemoveRange(k, n)),
+        3 => (0u64..400, len()).prop_map(|(k, l)| Op::Insert(k, l)),
+        2 => (0u64..400).prop_map(Op::Remove),
     ]
 }
 
@@ -108,8 +132,9 @@ fn value(key: u64, len: usize, salt: usize) -> Vec<u8> {
 }
 
 /// Runs operations on the tree and on a map, comparing answers and holding each to its bound.
-fn against_a_map(ops: Vec<Op>) {
-    let mut f = Fixture::new(TreeKind::Directory);
+fn against_a_map(kind: TreeKind, ops: Vec<Op>) {
+    let longest = if kind == TreeKind::Tiny { 40 } else { MAX_VALUE_BYTES };
+    let mut f = Fixture::new(kind);
     f.store.verify = Some(VOLUME);
     let mut model: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     for (salt, op) in ops.into_iter().enumerate() {
@@ -117,7 +142,7 @@ fn against_a_map(ops: Vec<Op>) {
         f.store.take_cost();
         match op {
             Op::Insert(key, len) => {
-                let v = value(key, len, salt);
+                let v = value(key, len.min(longest), salt);
                 let got = f.insert(key, &v);
                 match model.contains_key(&key) {
                     true => assert_eq!(got, Err(TreeError::Exists { owner: OWNER, key }.into())),
@@ -126,7 +151,7 @@ fn against_a_map(ops: Vec<Op>) {
                 f.assert_within(Cost::inserts(level, 1));
             }
             Op::Replace(key, len) => {
-                let v = value(key, len, salt);
+                let v = value(key, len.min(longest), salt);
                 let got = f.tree.replace(&mut f.store, &mut f.root, key, &v);
                 match model.get_mut(&key) {
                     None => assert_eq!(got, Err(TreeError::Missing { owner: OWNER, key }.into())),
@@ -142,7 +167,7 @@ fn against_a_map(ops: Vec<Op>) {
                 f.assert_within(Cost::removes(level, 1));
             }
             Op::Rekey(old, new, len) => {
-                let v = value(new, len, salt);
+                let v = value(new, len.min(longest), salt);
                 let got = f.tree.rekey(&mut f.store, &mut f.root, old, new, &v);
                 let possible = model.contains_key(&old) && (old == new || !model.contains_key(&new));
                 assert_eq!(got.is_ok(), possible, "{got:?}");
@@ -151,6 +176,15 @@ fn against_a_map(ops: Vec<Op>) {
                     model.insert(new, v);
                 }
                 f.assert_within(Cost::inserts(level, 1).and(Cost::removes(level, 1)));
+            }
+            Op::InsertMany(from, count, distance, len) => {
+                for key in (0..count).map(|i| (from + i * distance) % SPACE) {
+                    if let std::collections::btree_map::Entry::Vacant(place) = model.entry(key) {
+                        let v = value(key, len.min(longest), salt);
+                        f.insert(key, &v).unwrap();
+                        place.insert(v);
+                    }
+                }
             }
             Op::RemoveRange(from, count) => {
                 let keys: Vec<u64> =
@@ -193,11 +227,21 @@ fn against_a_map(ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(cases(64))]
 
     #[test]
-    fn does_what_a_sorted_map_does(ops in prop::collection::vec(op(), 1..900)) {
-        against_a_map(ops);
+    fn does_what_a_sorted_map_does(ops in prop::collection::vec(op(), 1..400)) {
+        against_a_map(TreeKind::Directory, ops);
+    }
+
+    #[test]
+    fn does_it_with_tiny_nodes_and_many_levels(ops in prop::collection::vec(op(), 1..300)) {
+        against_a_map(TreeKind::Tiny, ops);
+    }
+
+    #[test]
+    fn does_it_while_runs_of_keys_come_and_go(ops in prop::collection::vec(churn(), 1..500)) {
+        against_a_map(TreeKind::Tiny, ops);
     }
 }
 
@@ -282,6 +326,26 @@ fn a_failed_allocation_changes_nothing() {
             assert_eq!(poor.insert(key, &[9; 40]), Err(MemError::Injected));
             assert_eq!(poor.root, before.root);
             assert_eq!(poor.store.blocks, before.store.blocks);
+        }
+    }
+}
+
+#[test]
+fn a_key_moves_wholly_or_not_at_all() {
+    let mut f = Fixture::new(TreeKind::Tiny);
+    for key in 0..40u64 {
+        f.insert(key * 10, &[1; 40]).unwrap();
+    }
+    for (old, new) in (0..40u64).flat_map(|o| (0..40u64).map(move |n| (o * 10, n * 10 + 5))) {
+        for allocations_left in [Some(0), None] {
+            let mut g = f.clone();
+            g.store.allocations_left = allocations_left;
+            let got = g.tree.rekey(&mut g.store, &mut g.root, old, new, &[2; 40]);
+            assert!(got.is_ok() || allocations_left.is_some());
+            assert_eq!(g.verify().entries, 40);
+            let is = |f: &mut Fixture, key| f.tree.get(&mut f.store, &f.root, key).unwrap();
+            assert_eq!(is(&mut g, old).is_some(), got.is_err());
+            assert_eq!(is(&mut g, new), got.ok().map(|()| vec![2; 40]));
         }
     }
 }

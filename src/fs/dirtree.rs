@@ -150,10 +150,12 @@ impl DirTree {
         name: &[u8],
         target: DirTarget,
     ) -> Result<Inserted, S::Error> {
-        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        // What `parse` would call damage later must not get in.
+        if let Some(what) = impossible(name) {
             let value = name.len() as u64;
-            return Err(TreeError::Range { owner: self.tree.owner, what: "length of a name", value }.into());
+            return Err(TreeError::Range { owner: self.tree.owner, what, value }.into());
         }
+        self.check_target(target)?;
         let key = match self.find(store, root, name)? {
             (Some(entry), _) => return Ok(Inserted::Exists(entry)),
             (None, None) => return Ok(Inserted::Full),
@@ -186,6 +188,7 @@ impl DirTree {
         name: &[u8],
         target: DirTarget,
     ) -> Result<Option<DirEntryRef>, S::Error> {
+        self.check_target(target)?;
         let Some(entry) = self.find(store, root, name)?.0 else { return Ok(None) };
         let mut value = encode(target).as_bytes().to_vec();
         value.extend_from_slice(name);
@@ -233,11 +236,8 @@ impl DirTree {
     pub fn parse<'a>(&self, key: u64, value: &'a [u8]) -> Result<DirItem<'a>, TreeError> {
         let bad = |what| TreeError::Value { owner: self.tree.owner, key, what };
         let (disk, name) = EntryDisk::ref_from_prefix(value).map_err(|_| bad("shorter than an entry"))?;
-        if name.is_empty() || name.len() > MAX_NAME_BYTES {
-            return Err(bad("impossible length of a name"));
-        }
-        if name.contains(&b'/') || name.contains(&0) || name == b"." || name == b".." {
-            return Err(bad("impossible name"));
+        if let Some(what) = impossible(name) {
+            return Err(bad(what));
         }
         if disk.ino.get() == 0 {
             return Err(bad("points at inode 0"));
@@ -250,6 +250,13 @@ impl DirTree {
     /// Is this the key that the name can have? For fsck; lookups of other entries would fail silently.
     pub fn key_fits(&self, item: &DirItem<'_>) -> bool {
         item.key & !INDEX_MASK == self.first_key(item.name)
+    }
+
+    fn check_target(&self, target: DirTarget) -> Result<(), TreeError> {
+        match target.ino.0 {
+            0 => Err(TreeError::Range { owner: self.tree.owner, what: "inode of an entry", value: 0 }),
+            _ => Ok(()),
+        }
     }
 
     /// The entry with this name, and the lowest free key for it. Walks the run of equal hashes.
@@ -283,6 +290,15 @@ impl DirTree {
         })?;
         Ok((result?, free))
     }
+}
+
+/// Why no entry can have this name, if so.
+fn impossible(name: &[u8]) -> Option<&'static str> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Some("impossible length of a name");
+    }
+    let special = name.contains(&b'/') || name.contains(&0) || name == b"." || name == b"..";
+    special.then_some("impossible name")
 }
 
 fn encode(target: DirTarget) -> EntryDisk {

@@ -60,7 +60,13 @@ pub struct ExtentTree {
 
 impl ExtentTree {
     pub fn new(volume: VolumeId, owner: InodeNo, volume_blocks: u64) -> Self {
-        ExtentTree { tree: Tree { volume, owner, kind: TreeKind::Extents }, volume_blocks }
+        Self::on(Tree { volume, owner, kind: TreeKind::Extents }, volume_blocks)
+    }
+
+    /// On a tree of another kind, for tests.
+    #[doc(hidden)]
+    pub fn on(tree: Tree, volume_blocks: u64) -> Self {
+        ExtentTree { tree, volume_blocks }
     }
 
     /// The tree below, for fsck.
@@ -69,21 +75,21 @@ impl ExtentTree {
     }
 
     /// What to reserve for `count` calls of [`ExtentTree::insert`]; the level is [`Tree::root_level`].
+    /// Each adds at most one entry, or moves one that it precedes (a removal and an insert).
     pub const fn insert_cost(level: u8, count: u32) -> Cost {
-        Cost::inserts(level, 2 * count).and(Cost::removes(level, count))
+        Cost::inserts(level, count).and(Cost::removes(level, count))
     }
 
-    /// For one [`ExtentTree::punch`] with `max_steps`: one split, the rest only removes.
+    /// For one [`ExtentTree::punch`] with `max_steps`: only a cut at the far end adds an entry.
     pub const fn punch_cost(level: u8, max_steps: u32) -> Cost {
-        Cost::inserts(level, 2).and(Cost::removes(level, max_steps))
+        Cost::inserts(level, 1).and(Cost::removes(level, max_steps))
     }
 
-    /// For one [`ExtentTree::mark_written`] with `max_steps`: each extent is changed and may join its
-    /// neighbours; only the ends of the range add entries.
+    /// For one [`ExtentTree::mark_written`] with `max_steps`: each step changes a value and may remove
+    /// two neighbours; only cuts at the ends of the range add entries.
     pub const fn mark_written_cost(level: u8, max_steps: u32) -> Cost {
-        let ends = Cost::inserts(level, 2);
-        let changes = Cost { allocations: 0, touched: max_steps * level as u32 };
-        ends.and(changes).and(Cost::removes(level, 2 * max_steps))
+        let values = Cost { allocations: 0, touched: max_steps };
+        Cost::inserts(level, 2).and(values).and(Cost::removes(level, 2 * max_steps))
     }
 
     /// For one [`ExtentTree::truncate_from`] with `max_steps`: no allocation.

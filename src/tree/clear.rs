@@ -1,6 +1,7 @@
 //! Freeing a whole tree in bounded steps, for the end of a directory or of attributes.
 
-use super::node::{remove_at, root_head};
+use super::edit::remove_at;
+use super::node::root_head;
 use super::{NodeStore, Tree};
 
 impl Tree {

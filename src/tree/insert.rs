@@ -4,10 +4,9 @@
 //! byte changes. A node that overflows at the end of the whole tree keeps all it has and the new
 //! entry begins a node of its own: ascending keys fill nodes, where halving would leave them half empty.
 
-use super::node::{
-    BLOCK_CAPACITY, CHILD_BYTES, HEAD_BYTES, MAX_VALUE_BYTES, SLOT_BYTES, build, capacity, insert_at,
-    set_key, set_value,
-};
+use super::edit::{build, insert_at, set_key, set_value};
+use super::node::{CHILD_BYTES, SLOT_BYTES};
+use super::overlay::atomically;
 use super::read::{Path, Step};
 use super::{MAX_LEVEL, NodeStore, Tree, TreeError, area_of_mut, root_address};
 use crate::types::BlockNo;
@@ -75,12 +74,14 @@ impl Tree {
         if new != old && self.get(store, root, new)?.is_some() {
             return Err(TreeError::Exists { owner: self.owner, key: new }.into());
         }
-        self.remove(store, root, old)?;
-        self.insert(store, root, new, value)
+        atomically(store, root, |store, root| {
+            self.remove(store, root, old)?;
+            self.insert(store, root, new, value)
+        })
     }
 
     fn check_len(&self, value: &[u8]) -> Result<(), TreeError> {
-        if value.len() > MAX_VALUE_BYTES {
+        if value.len() > self.max_value() {
             let value = value.len() as u64;
             return Err(TreeError::Range { owner: self.owner, what: "length of a value", value });
         }
@@ -125,7 +126,8 @@ impl Tree {
         key: u64,
         value: &[u8],
     ) -> Result<(), S::Error> {
-        let room = |step: &Step| if step.block.is_none() { capacity(root) } else { BLOCK_CAPACITY };
+        let room =
+            |step: &Step| if step.block.is_none() { self.root_capacity(root) } else { self.node_capacity() };
         let leaf_depth = usize::from(path.level);
         let leaf = self.node_of(&path, leaf_depth, root)?;
         let Some(step) = path.steps.last() else {
@@ -151,7 +153,7 @@ impl Tree {
             if depth == 0 && path.level >= MAX_LEVEL {
                 return Err(TreeError::TooDeep { owner: self.owner }.into());
             }
-            fresh_count += if depth == 0 && total > BLOCK_CAPACITY { 2 } else { 1 };
+            fresh_count += if depth == 0 && total > self.node_capacity() { 2 } else { 1 };
             need = SLOT_BYTES + CHILD_BYTES;
         }
         let mut fresh = Vec::with_capacity(fresh_count);
@@ -195,7 +197,7 @@ impl Tree {
                 _ => entries.insert(index.min(entries.len()), (carry_key, &carry_value)),
             }
             let total = bytes_of(&entries);
-            if depth > 0 && total <= BLOCK_CAPACITY {
+            if depth > 0 && total <= self.node_capacity() {
                 let (at, lo) = (step.at, step.lo);
                 return self.modify_at(store, root, at, |area| {
                     (index != 1 || leaf || set_key(area, 0, lo))
@@ -215,7 +217,7 @@ impl Tree {
                 carry_value = at.0.to_le_bytes().to_vec();
                 continue;
             }
-            if total <= capacity(root) {
+            if total <= self.root_capacity(root) {
                 let lo = step.lo;
                 return self.modify_at(store, root, root_address(self.owner), |area| {
                     (index != 1 || leaf || set_key(area, 0, lo))
@@ -224,7 +226,8 @@ impl Tree {
             }
             // The root moves down into one block, or two.
             let append = !replace && index == node.count();
-            let cut = if total <= BLOCK_CAPACITY { entries.len() } else { split_point(&entries, append) };
+            let cut =
+                if total <= self.node_capacity() { entries.len() } else { split_point(&entries, append) };
             let (left, right) = entries.split_at(cut);
             let left_at = take()?;
             let mut children = vec![(0, left_at.0.to_le_bytes())];
@@ -267,9 +270,3 @@ pub(super) fn split_point(entries: &[(u64, &[u8])], append: bool) -> usize {
     // and one of the longest entries.
     cut.unwrap_or(0).clamp(1, entries.len().saturating_sub(1).max(1))
 }
-
-// Both sides of any split fit a block.
-const _: () = assert!(
-    (BLOCK_CAPACITY + SLOT_BYTES + MAX_VALUE_BYTES) / 2 + SLOT_BYTES + MAX_VALUE_BYTES <= BLOCK_CAPACITY
-);
-const _: () = assert!(HEAD_BYTES + 12 * (SLOT_BYTES + MAX_VALUE_BYTES) <= super::BLOCK_AREA_BYTES);

@@ -5,15 +5,14 @@
 //! ```
 //!
 //! [`check`] proves once that every slot points into the value heap, that keys ascend inside their
-//! range and that the values fit together; only then does a [`Node`] exist. Changes in place keep that
-//! true; they test their own bounds again and refuse instead of panicking.
+//! range and that the values fit together; only then does a [`Node`] exist.
 //!
-//! Not for: more than one node; see `read`, `insert`, `remove`.
+//! Not for: changes (`edit`), more than one node (`read`, `insert`, `remove`).
 
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{BLOCK_AREA_BYTES, MAX_LEVEL, Tree, TreeError, area_of, root_address};
+use super::{BLOCK_AREA_BYTES, MAX_LEVEL, Tree, TreeError, TreeKind, area_of, root_address};
 use crate::layout::geometry::lock_of_inode;
 use crate::layout::{Block, header_of};
 use crate::types::BlockNo;
@@ -25,27 +24,27 @@ pub const MIN_ROOT_BYTES: usize = 2048;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct NodeHead {
-    /*00*/ owner: U64,
-    /*08*/ kind: u8,
+pub(super) struct NodeHead {
+    /*00*/ pub owner: U64,
+    /*08*/ pub kind: u8,
     /// 0: a leaf.
     /*09*/
-    level: u8,
-    /*0a*/ count: U16,
+    pub level: u8,
+    /*0a*/ pub count: U16,
     /// Where the lowest value begins, from the start of the head.
     /*0c*/
-    heap: U16,
-    /*0e*/ reserved: U16,
+    pub heap: U16,
+    /*0e*/ pub reserved: U16,
 }
 pub(super) const HEAD_BYTES: usize = 16;
 const _: () = assert!(size_of::<NodeHead>() == HEAD_BYTES);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct SlotDisk {
-    key: U64,
-    offset: U16,
-    len: U16,
+pub(super) struct SlotDisk {
+    pub key: U64,
+    pub offset: U16,
+    pub len: U16,
 }
 pub(super) const SLOT_BYTES: usize = 12;
 const _: () = assert!(size_of::<SlotDisk>() == SLOT_BYTES);
@@ -53,7 +52,34 @@ const _: () = assert!(size_of::<SlotDisk>() == SLOT_BYTES);
 /// Bytes of an internal node's value: the child's address.
 pub(super) const CHILD_BYTES: usize = 8;
 /// Bytes for slots and values in a node block.
-pub(super) const BLOCK_CAPACITY: usize = BLOCK_AREA_BYTES - HEAD_BYTES;
+const BLOCK_CAPACITY: usize = BLOCK_AREA_BYTES - HEAD_BYTES;
+/// The same in a [`TreeKind::Tiny`], and its longest value.
+const TINY_CAPACITY: usize = 160;
+const TINY_VALUE_BYTES: usize = 40;
+
+/// Do both sides fit a node when one that overflows is cut in the middle?
+const fn splits_fit(capacity: usize, longest: usize) -> bool {
+    (capacity + SLOT_BYTES + longest) / 2 + SLOT_BYTES + longest <= capacity
+}
+const _: () = assert!(splits_fit(BLOCK_CAPACITY, MAX_VALUE_BYTES));
+const _: () = assert!(splits_fit(TINY_CAPACITY, TINY_VALUE_BYTES));
+
+impl Tree {
+    /// Bytes for slots and values in a block.
+    pub(super) fn node_capacity(&self) -> usize {
+        if self.kind == TreeKind::Tiny { TINY_CAPACITY } else { BLOCK_CAPACITY }
+    }
+
+    /// The same in the root; less, as it shares its block with the inode.
+    pub(super) fn root_capacity(&self, root: &[u8]) -> usize {
+        let bytes = root.len().saturating_sub(HEAD_BYTES);
+        if self.kind == TreeKind::Tiny { TINY_CAPACITY - SLOT_BYTES } else { bytes }
+    }
+
+    pub(super) fn max_value(&self) -> usize {
+        if self.kind == TreeKind::Tiny { TINY_VALUE_BYTES } else { MAX_VALUE_BYTES }
+    }
+}
 
 /// What the way to a node says about it.
 #[derive(Clone, Copy)]
@@ -185,15 +211,17 @@ fn check<'a>(area: &'a [u8], tree: &Tree, expect: Option<Expect>) -> Result<Node
         if (len > 0 && offset < heap) || offset + len > area.len() {
             return bad("offset", offset as u64);
         }
-        if len > MAX_VALUE_BYTES || (head.level > 0 && len != CHILD_BYTES) {
+        if len > tree.max_value() || (head.level > 0 && len != CHILD_BYTES) {
             return bad("len", len as u64);
         }
         value_bytes += len;
     }
-    if value_bytes > area.len() - heap {
+    let used = count * SLOT_BYTES + value_bytes;
+    let capacity = if expect.is_some() { tree.node_capacity() } else { tree.root_capacity(area) };
+    if value_bytes > area.len() - heap || used > capacity {
         return bad("value bytes", value_bytes as u64);
     }
-    Ok(Node { area, level: head.level, slots, used: count * SLOT_BYTES + value_bytes })
+    Ok(Node { area, level: head.level, slots, used })
 }
 
 /// Checks a root.
@@ -214,156 +242,4 @@ pub(super) fn check_block<'a>(block: &'a Block, tree: &Tree, expect: Expect) -> 
         return Err(TreeError::Damaged { owner: tree.owner, at: expect.at, field: "lock", value: lock });
     }
     check(area_of(block), tree, Some(expect))
-}
-
-/// Bytes for slots and values in a node of that many bytes.
-pub(super) fn capacity(area: &[u8]) -> usize {
-    area.len().saturating_sub(HEAD_BYTES)
-}
-
-/// Writes a node with these entries; old bytes are cleared. False, and an unusable node, if they don't fit.
-#[must_use]
-pub(super) fn build(area: &mut [u8], tree: &Tree, level: u8, entries: &[(u64, &[u8])]) -> bool {
-    if area.len() < MIN_ROOT_BYTES || area.len() > BLOCK_AREA_BYTES {
-        return false;
-    }
-    area.fill(0);
-    let mut heap = area.len();
-    for (i, (key, value)) in entries.iter().enumerate() {
-        let from = HEAD_BYTES + i * SLOT_BYTES;
-        let Some(start) = heap.checked_sub(value.len()).filter(|s| *s >= from + SLOT_BYTES) else {
-            return false;
-        };
-        area[start..heap].copy_from_slice(value);
-        heap = start;
-        write_slot(area, i, *key, heap, value.len());
-    }
-    let head = NodeHead {
-        owner: U64::new(tree.owner.0),
-        kind: tree.kind.code(),
-        level,
-        count: U16::new(entries.len() as u16),
-        heap: U16::new(heap as u16),
-        reserved: U16::ZERO,
-    };
-    area[..HEAD_BYTES].copy_from_slice(head.as_bytes());
-    true
-}
-
-/// Callers have tested that the slot lies inside.
-fn write_slot(area: &mut [u8], index: usize, key: u64, offset: usize, len: usize) {
-    let slot = SlotDisk { key: U64::new(key), offset: U16::new(offset as u16), len: U16::new(len as u16) };
-    let from = HEAD_BYTES + index * SLOT_BYTES;
-    area[from..from + SLOT_BYTES].copy_from_slice(slot.as_bytes());
-}
-
-/// Number of slots and start of the heap, if they are possible.
-fn bounds(area: &[u8]) -> Option<(usize, usize)> {
-    let (head, _) = NodeHead::ref_from_prefix(area).ok()?;
-    let (count, heap) = (usize::from(head.count.get()), usize::from(head.heap.get()));
-    (HEAD_BYTES + count * SLOT_BYTES <= heap && heap <= area.len()).then_some((count, heap))
-}
-
-fn set_bounds(area: &mut [u8], count: usize, heap: usize) {
-    if let Ok((head, _)) = NodeHead::mut_from_prefix(area) {
-        head.count = U16::new(count as u16);
-        head.heap = U16::new(heap as u16);
-    }
-}
-
-fn slot(area: &[u8], index: usize) -> Option<SlotDisk> {
-    let from = HEAD_BYTES + index * SLOT_BYTES;
-    SlotDisk::read_from_bytes(area.get(from..from + SLOT_BYTES)?).ok()
-}
-
-/// Moves the values together at the end. False if they don't fit, which [`check`] has excluded.
-#[must_use]
-fn compact(area: &mut [u8]) -> bool {
-    let Some((count, _)) = bounds(area) else { return false };
-    let old = area.to_vec();
-    let mut heap = area.len();
-    for index in 0..count {
-        let Some(slot) = slot(&old, index) else { return false };
-        let (offset, len) = (usize::from(slot.offset.get()), usize::from(slot.len.get()));
-        let (Some(value), Some(start)) = (old.get(offset..offset + len), heap.checked_sub(len)) else {
-            return false;
-        };
-        if start < HEAD_BYTES + count * SLOT_BYTES {
-            return false;
-        }
-        area[start..heap].copy_from_slice(value);
-        heap = start;
-        write_slot(area, index, slot.key.get(), heap, len);
-    }
-    set_bounds(area, count, heap);
-    true
-}
-
-/// Inserts an entry at `index`; the caller knows that the key belongs there. False, and nothing
-/// changed but the order of values, if it doesn't fit.
-#[must_use]
-pub(super) fn insert_at(area: &mut [u8], index: usize, key: u64, value: &[u8]) -> bool {
-    let need = SLOT_BYTES + value.len();
-    let room = |area: &[u8]| {
-        bounds(area)
-            .filter(|(count, heap)| HEAD_BYTES + count * SLOT_BYTES + need <= *heap && index <= *count)
-    };
-    if room(area).is_none() && !compact(area) {
-        return false;
-    }
-    let Some((count, heap)) = room(area) else { return false };
-    let (from, end) = (HEAD_BYTES + index * SLOT_BYTES, HEAD_BYTES + count * SLOT_BYTES);
-    let start = heap - value.len();
-    area.copy_within(from..end, from + SLOT_BYTES);
-    area[start..heap].copy_from_slice(value);
-    write_slot(area, index, key, start, value.len());
-    set_bounds(area, count + 1, start);
-    true
-}
-
-/// Takes an entry out. Its value's bytes become free at the next compaction.
-#[must_use]
-pub(super) fn remove_at(area: &mut [u8], index: usize) -> bool {
-    let Some((count, heap)) = bounds(area).filter(|(count, _)| index < *count) else { return false };
-    let Some(gone) = slot(area, index) else { return false };
-    let (from, end) = (HEAD_BYTES + index * SLOT_BYTES, HEAD_BYTES + count * SLOT_BYTES);
-    area.copy_within(from + SLOT_BYTES..end, from);
-    // The lowest value can be given back at once: what was appended last is often removed first.
-    let lowest = usize::from(gone.offset.get()) == heap && gone.len.get() > 0;
-    let heap = match count {
-        1 => area.len(),
-        _ if lowest => (heap + usize::from(gone.len.get())).min(area.len()),
-        _ => heap,
-    };
-    set_bounds(area, count - 1, heap);
-    true
-}
-
-/// Gives an entry another value. False, and nothing changed, if it doesn't fit.
-#[must_use]
-pub(super) fn set_value(area: &mut [u8], index: usize, value: &[u8]) -> bool {
-    let Some((count, _)) = bounds(area).filter(|(count, _)| index < *count) else { return false };
-    let Some(old) = slot(area, index) else { return false };
-    let (key, offset, len) = (old.key.get(), usize::from(old.offset.get()), usize::from(old.len.get()));
-    if value.len() <= len {
-        let Some(bytes) = area.get_mut(offset..offset + value.len()) else { return false };
-        bytes.copy_from_slice(value);
-        write_slot(area, index, key, offset, value.len());
-        return true;
-    }
-    let values: usize = (0..count).filter_map(|i| slot(area, i)).map(|s| usize::from(s.len.get())).sum();
-    if HEAD_BYTES + count * SLOT_BYTES + values - len + value.len() > area.len() {
-        return false;
-    }
-    remove_at(area, index) && insert_at(area, index, key, value)
-}
-
-/// Gives an entry another key; the caller knows that the order stays.
-#[must_use]
-pub(super) fn set_key(area: &mut [u8], index: usize, key: u64) -> bool {
-    let Some(old) = bounds(area).filter(|(count, _)| index < *count).and_then(|_| slot(area, index)) else {
-        return false;
-    };
-    write_slot(area, index, key, old.offset.get().into(), old.len.get().into());
-    true
 }

@@ -3,19 +3,12 @@
 //! All nodes that take part are read and checked, and the changes listed, before the first of them is made.
 //! A root with one child that fits takes its content back, so a directory that was emptied is inline again.
 
+use super::edit::{build, remove_at, set_key};
 use super::insert::{bytes_of, split_point};
-use super::node::{
-    BLOCK_CAPACITY, CHILD_BYTES, SLOT_BYTES, build, capacity, check_block, check_root, remove_at, root_head,
-    set_key,
-};
+use super::node::{CHILD_BYTES, SLOT_BYTES, check_block, check_root, root_head};
 use super::{NodeStore, Tree, root_address};
 use crate::layout::Block;
 use crate::types::BlockNo;
-
-/// A node below this looks for a neighbour.
-const LOW_BYTES: usize = BLOCK_CAPACITY / 4;
-/// Two nodes that fit into this become one. Less than a whole node: the next insert should not split it.
-const MERGE_BYTES: usize = BLOCK_CAPACITY / 8 * 7;
 
 /// One change of the list.
 enum Change {
@@ -39,6 +32,12 @@ enum Change {
     },
 }
 
+/// What a removal does.
+struct Removal {
+    value: Vec<u8>,
+    changes: Vec<Change>,
+}
+
 impl Tree {
     /// Takes an entry out and returns its value; `None` if it wasn't there. See [`super::Cost::removes`].
     pub fn remove<S: NodeStore + ?Sized>(
@@ -47,7 +46,7 @@ impl Tree {
         root: &mut [u8],
         key: u64,
     ) -> Result<Option<Vec<u8>>, S::Error> {
-        let Some((value, changes)) = self.plan_removal(store, root, key)? else { return Ok(None) };
+        let Some(Removal { value, changes }) = self.plan_removal(store, root, key)? else { return Ok(None) };
         for change in changes {
             match change {
                 Change::RemoveAt { at, index } => {
@@ -72,7 +71,11 @@ impl Tree {
         store: &mut S,
         root: &[u8],
         key: u64,
-    ) -> Result<Option<(Vec<u8>, Vec<Change>)>, S::Error> {
+    ) -> Result<Option<Removal>, S::Error> {
+        // A node that has less looks for a neighbour.
+        let low_bytes = self.node_capacity() / 4;
+        // Two that fit into this become one. Less than a whole node: the next insert should not split it.
+        let merge_bytes = self.node_capacity() / 8 * 7;
         let path = self.descend(store, root, key)?;
         let mut changes = Vec::new();
         let Some(leaf) = path.steps.last().filter(|leaf| leaf.found) else { return Ok(None) };
@@ -94,7 +97,7 @@ impl Tree {
                 (index, depth) = (parent.index, depth - 1);
                 continue;
             }
-            if left_bytes >= LOW_BYTES || parent.count == 1 {
+            if left_bytes >= low_bytes || parent.count == 1 {
                 changes.push(Change::RemoveAt { at: step.at, index });
                 break;
             }
@@ -119,7 +122,7 @@ impl Tree {
                 first.0 = parent_node.key(right_index);
             }
             entries.append(&mut right);
-            if bytes_of(&entries) <= MERGE_BYTES {
+            if bytes_of(&entries) <= merge_bytes {
                 let block = self.new_block(left_at, own.level(), &entries)?;
                 changes.push(Change::Put { at: left_at, block });
                 changes.push(Change::Free { at: right_at });
@@ -133,7 +136,7 @@ impl Tree {
             changes.push(Change::SetKey { at: parent.at, index: right_index, key, lo: parent.lo });
             break;
         }
-        Ok(Some((value, changes)))
+        Ok(Some(Removal { value, changes }))
     }
 
     /// While the root has one child that leaves room in it, the child's content becomes the root's.
@@ -146,10 +149,12 @@ impl Tree {
                 Some((level, 1)) => (level, check_root(root, self)?.expect_child(0, 0, u64::MAX)),
                 _ => return Ok(()),
             };
-            let block = store.load(expect.at)?;
-            let child = check_block(&block, self, expect)?;
+            // The removal is done and must not fail now: a child that can't be read stays where it is, and
+            // is reported to whoever needs what is in it.
+            let Ok(block) = store.load(expect.at) else { return Ok(()) };
+            let Ok(child) = check_block(&block, self, expect) else { return Ok(()) };
             // Not to the brim: the next insert would make the block anew.
-            if child.used > capacity(root) / 4 * 3 {
+            if child.used > self.root_capacity(root) / 4 * 3 {
                 return Ok(());
             }
             let entries: Vec<_> = child.entries().collect();

@@ -11,7 +11,7 @@ use lunfs::tree::{Cost, TreeError};
 use lunfs::types::InodeNo;
 use proptest::prelude::*;
 
-use super::{OWNER, VOLUME};
+use super::{OWNER, VOLUME, cases};
 
 struct Dir {
     dir: DirTree,
@@ -118,7 +118,7 @@ fn against_a_map(hash: NameHash, ops: Vec<(u8, u16)>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn keeps_names(ops in prop::collection::vec((0u8..10, 0u16..400), 1..800)) {
@@ -182,6 +182,9 @@ fn a_full_run_of_collisions_is_no_space_and_a_freed_place_is_used_again() {
 fn impossible_names_and_damaged_entries_are_errors() {
     let mut d = Dir::new(name_hash);
     assert!(matches!(d.insert(b"", 1), Err(MemError::Tree(TreeError::Range { .. }))));
+    for name in [&b"."[..], b"..", b"a/b", b"a\0b"] {
+        assert!(matches!(d.insert(name, 1), Err(MemError::Tree(TreeError::Range { .. }))));
+    }
     assert!(matches!(d.insert(&[b'a'; 256], 1), Err(MemError::Tree(TreeError::Range { .. }))));
     assert!(matches!(d.insert(&[b'a'; 255], 1), Ok(Inserted::Done(_))));
     let key = d.dir.first_key(b"b");

@@ -7,11 +7,11 @@ use std::time::Instant;
 use lunfs::fs::extents::{Extent, ExtentTree, Freed, MAX_EXTENT_BLOCKS, MAX_FILE_BLOCKS, Mapping, Run};
 use lunfs::layout::inode::CONTENT_BYTES;
 use lunfs::tree::mem::{MemError, MemStore};
-use lunfs::tree::{Cost, TreeError};
+use lunfs::tree::{Cost, Tree, TreeError, TreeKind};
 use lunfs::types::BlockNo;
 use proptest::prelude::*;
 
-use super::{OWNER, VOLUME};
+use super::{OWNER, VOLUME, cases};
 
 const VOLUME_BLOCKS: u64 = 1 << 40;
 
@@ -23,7 +23,14 @@ struct File {
 
 impl File {
     fn new() -> Self {
-        let extents = ExtentTree::new(VOLUME, OWNER, VOLUME_BLOCKS);
+        Self::on(ExtentTree::new(VOLUME, OWNER, VOLUME_BLOCKS))
+    }
+    /// On a tree of tiny nodes, which is deep.
+    fn tiny() -> Self {
+        let tree = Tree { volume: VOLUME, owner: OWNER, kind: TreeKind::Tiny };
+        Self::on(ExtentTree::on(tree, VOLUME_BLOCKS))
+    }
+    fn on(extents: ExtentTree) -> Self {
         let mut root = vec![0; CONTENT_BYTES];
         extents.init(&mut root).unwrap();
         File { extents, store: MemStore::default(), root }
@@ -86,8 +93,7 @@ fn free_in_model(model: &mut Model, range: std::ops::Range<u64>, runs: &[Run]) {
     assert_eq!(before - model.len(), freed.len());
 }
 
-fn against_a_table(ops: Vec<Op>) {
-    let mut f = File::new();
+fn against_a_table(mut f: File, ops: Vec<Op>) {
     let mut model = Model::new();
     let mut next_physical = 10u64;
     for op in ops {
@@ -189,11 +195,16 @@ fn compare(f: &mut File, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn says_what_a_table_of_blocks_says(ops in prop::collection::vec(op(), 1..1200)) {
-        against_a_table(ops);
+        against_a_table(File::new(), ops);
+    }
+
+    #[test]
+    fn says_it_with_tiny_nodes_and_many_levels(ops in prop::collection::vec(op(), 1..1200)) {
+        against_a_table(File::tiny(), ops);
     }
 }
 

@@ -27,7 +27,7 @@ impl ExtentTree {
         match &steps[..] {
             [] => Ok(()),
             // One operation of the tree is whole or absent by itself.
-            [step] if !matches!(step, Step::Rekey(..)) => self.apply(store, root, step),
+            [step] => self.apply(store, root, step),
             steps => atomically(store, root, |store, root| {
                 steps.iter().try_for_each(|step| self.apply(store, root, step))
             }),
