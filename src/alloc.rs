@@ -13,7 +13,7 @@
 mod birth;
 mod bitmap;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -111,8 +111,14 @@ impl Allocator {
         LockId { kind: LockKind::Cluster, at: self.geometry.cluster(cluster) }
     }
 
-    /// A cluster with room for `need`, `near` if that one will do without asking anybody.
-    pub fn space(&self, near: Option<u64>, need: Need, patience: &Patience) -> Result<Space, AllocError> {
+    /// A cluster with room for `need`, `near` if that one will do without asking anybody; none of `not`.
+    pub fn space(
+        &self,
+        near: Option<u64>,
+        need: Need,
+        not: &BTreeSet<u64>,
+        patience: &Patience,
+    ) -> Result<Space, AllocError> {
         let clusters = self.geometry.clusters();
         let (current, mut order) = {
             let state = self.state.lock();
@@ -120,6 +126,7 @@ impl Allocator {
         };
         order.extend(near.filter(|c| *c < clusters));
         order.extend([current, self.home]);
+        order.retain(|cluster| !not.contains(cluster));
         // Held clusters first: they cost nothing.
         for cluster in order.iter().copied() {
             if self.locks.holds(self.lock_id(cluster), Mode::Exclusive)
@@ -132,7 +139,8 @@ impl Allocator {
             return Err(LockError::WouldWait.into());
         }
         // Then whatever nobody else holds.
-        for cluster in order.into_iter().chain((0..clusters).map(|i| (self.home + i) % clusters)) {
+        let all = || (0..clusters).map(|i| (self.home + i) % clusters).filter(|c| !not.contains(c));
+        for cluster in order.into_iter().chain(all()) {
             if !self.may_fit(cluster, need) {
                 continue;
             }
@@ -146,7 +154,7 @@ impl Allocator {
             }
         }
         // Then everybody is asked, whatever the hints say.
-        for cluster in (0..clusters).map(|i| (self.home + i) % clusters) {
+        for cluster in all() {
             if let Some(space) = self.open(cluster, need, patience)? {
                 return Ok(space);
             }

@@ -22,7 +22,7 @@ use crate::layout::demand::DoorbellRecord;
 use crate::layout::lock::LockRecord;
 use crate::layout::slot::SlotRecord;
 use crate::layout::{LayoutError, Nonce};
-use crate::lease::{Door, IoClass};
+use crate::lease::{Door, IoClass, LeaseState};
 use crate::rt;
 use crate::types::{BlockNo, VolumeId};
 
@@ -196,8 +196,13 @@ impl Ats {
                     self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
                     return Ok(Swapped::Miscompare(found));
                 }
-                Err(e) if e.executed() == Executed::No => return Err(e.into()),
-                Err(e @ DeviceError::LeaseEnded { .. }) => return Err(e.into()),
+                Err(e) if self.may_repeat(&e) && e.executed() == Executed::No => {
+                    // Not executed and never will be (busy, unit attention): the same again.
+                    log::debug!("swap of block {at}: {e}; again");
+                    tried.pop();
+                    rt::sleep(RESOLVE_PAUSE);
+                }
+                Err(e) if !self.may_repeat(&e) => return Err(e.into()),
                 Err(e) => {
                     self.stats.unknown.fetch_add(1, Ordering::Relaxed);
                     log::warn!("swap of block {at}: outcome unknown ({e}); reading the block");
@@ -216,13 +221,20 @@ impl Ats {
         }
     }
 
+    /// Is a command worth repeating after this error? Within the lease a device may come back; without a
+    /// lease yet, the caller decides.
+    fn may_repeat(&self, e: &DeviceError) -> bool {
+        let passing = matches!(e, DeviceError::Io { .. } | DeviceError::TimedOut { .. });
+        passing
+            && (e.executed() == Executed::Maybe
+                || matches!(self.door.lease().state(), LeaseState::Running { .. }))
+    }
+
     /// Reads until an answer comes or the lease ends: without one nothing can be decided.
     fn read_until_answered<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         loop {
             match self.read(class, at) {
-                Err(AtsError::Device(e))
-                    if !matches!(e, DeviceError::LeaseEnded { .. } | DeviceError::Fenced { .. }) =>
-                {
+                Err(AtsError::Device(e)) if self.may_repeat(&e) => {
                     log::warn!("block {at}: {e}; trying again");
                     rt::sleep(RESOLVE_PAUSE);
                 }

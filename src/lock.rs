@@ -23,7 +23,7 @@ pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
 pub use entry::{Access, Guard};
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -124,7 +124,7 @@ pub struct LockManager {
     me: Owner,
     peers: Arc<Peers>,
     demand: Arc<Demand>,
-    shards: [Mutex<HashMap<BlockNo, Arc<Entry>>>; SHARDS],
+    shards: [Mutex<BTreeMap<BlockNo, Arc<Entry>>>; SHARDS],
     steward: OnceLock<Weak<dyn Steward>>,
     pub stats: LockStats,
 }
@@ -137,7 +137,16 @@ const POLL_OLD: Duration = Duration::from_millis(100);
 const YOUNG: Duration = Duration::from_millis(500);
 /// A holder is rung again after this long without effect.
 const RING_AGAIN: Duration = Duration::from_secs(1);
+/// A holder whose image carries our name is rung after this long without effect.
+const CARRIED_GRACE: Duration = Duration::from_millis(20);
 const DEAD_PAUSE: Duration = Duration::from_millis(500);
+
+/// What memory has of a lock when an attempt begins.
+struct Known {
+    image: Option<Image<LockRecord>>,
+    held: Held,
+    ended: crate::types::Tenure,
+}
 
 enum Attempt {
     Holds { image: Image<LockRecord>, held: Held, unseen: bool },
@@ -173,7 +182,7 @@ impl LockManager {
         self.me
     }
 
-    fn shard(&self, at: BlockNo) -> &Mutex<HashMap<BlockNo, Arc<Entry>>> {
+    fn shard(&self, at: BlockNo) -> &Mutex<BTreeMap<BlockNo, Arc<Entry>>> {
         // Locks of a group are neighbours; spread groups, not neighbours.
         &self.shards[(at.0 / 16) as usize % SHARDS]
     }
@@ -250,9 +259,13 @@ impl LockManager {
                 }
             } else {
                 state.busy = true;
-                let (image, held) = (state.image.clone(), state.held);
+                let known = Known {
+                    image: state.image.clone().filter(|_| posted.is_none()),
+                    held: state.held,
+                    ended: state.ended,
+                };
                 drop(state);
-                let attempt = self.attempt(id, image, held, mode, posted.is_some());
+                let attempt = self.attempt(id, known, mode, posted.as_mut());
                 state = entry.state.lock();
                 state.busy = false;
                 entry.changed.notify_all();
@@ -278,12 +291,12 @@ impl LockManager {
                         state = entry.state.lock();
                     }
                     Ok(Attempt::MustAsk { image, ask }) => {
-                        let since = image.record.swap_counter;
+                        let record = image.record.clone();
                         state.image = Some(image);
                         state.polled_for = state.polled_for.max(Some(mode));
                         drop(state);
                         let wait = posted.get_or_insert_with(|| Posted::new(self));
-                        let asked = wait.ask(id, mode, since, &ask);
+                        let asked = wait.ask(id, mode, &record, &ask);
                         state = entry.state.lock();
                         if let Err(e) = asked {
                             break Err(e.into());
@@ -338,9 +351,9 @@ impl LockManager {
                 return Ok(None);
             }
             state.busy = true;
-            let (image, held) = (state.image.clone(), state.held);
+            let known = Known { image: state.image.clone(), held: state.held, ended: state.ended };
             drop(state);
-            let attempt = self.attempt(id, image, held, mode, false);
+            let attempt = self.attempt(id, known, mode, None);
             state = entry.state.lock();
             state.busy = false;
             entry.changed.notify_all();
@@ -372,17 +385,18 @@ impl LockManager {
     fn attempt(
         &self,
         id: LockId,
-        known: Option<Image<LockRecord>>,
-        held: Held,
+        known: Known,
         mode: Mode,
-        waiting: bool,
+        wait: Option<&mut Posted<'_>>,
     ) -> Result<Attempt, AtsError> {
-        let (mut image, mut fresh) = match known {
+        let Known { image, held, ended } = known;
+        let (mut image, mut fresh) = match image {
             // Optimistic: compare with what we last saw. Only a swap proves an old image; anything else is
             // decided on a new one.
-            Some(image) if !waiting => (image, false),
-            _ => (self.ats.read(IoClass::Lock, id.at)?, true),
+            Some(image) => (image, false),
+            None => (self.ats.read(IoClass::Lock, id.at)?, true),
         };
+        let granted_after = wait.map(|wait| *wait.first_look.get_or_insert(image.record.swap_counter));
         loop {
             let record = &image.record;
             let owner = match record.mode {
@@ -390,8 +404,13 @@ impl LockManager {
                 _ => Liveness::Living,
             };
             let next_asks = match record.next {
-                Some(next) if next != self.me && !record.sharers.contains(next.slot) => {
-                    self.peers.liveness(next) == Liveness::Living && self.demand.asks(next, id.at)?
+                Some(next) if next != self.me && self.peers.liveness(next) == Liveness::Living => {
+                    let shares = record.mode == LockMode::Shared && record.sharers.contains(next.slot);
+                    // An image speaks only of requests older than itself; who was granted its share waits
+                    // no more.
+                    self.demand
+                        .request_of(next, id.at)?
+                        .is_some_and(|r| r.since < record.swap_counter && !(shares && r.want == Want::Shared))
                 }
                 _ => false,
             };
@@ -403,7 +422,8 @@ impl LockManager {
             }
             let sharer =
                 |slot| sharers.iter().find(|(s, _)| *s == slot).map_or(Sharer::Nobody, |(_, sharer)| *sharer);
-            let facts = Facts { me: self.me, want: mode, waiting, owner, next_asks, sharer: &sharer };
+            let facts =
+                Facts { me: self.me, want: mode, granted_after, ended, owner, next_asks, sharer: &sharer };
             match decide(record, &facts, held) {
                 Step::Granted { .. } | Step::Wait { .. } | Step::OwnerDead(_) if !fresh => {
                     image = self.ats.read(IoClass::Lock, id.at)?;
@@ -445,13 +465,22 @@ impl LockManager {
     }
 }
 
+/// A holder that was or will be rung for a wait, at one state of the lock.
+struct Rung {
+    owner: Owner,
+    counter: u64,
+    next: Instant,
+}
+
 /// A wait that others know of.
 struct Posted<'a> {
     manager: &'a LockManager,
     begun: Instant,
     pause: Duration,
     since: Option<u64>,
-    rung: Vec<(Owner, Instant)>,
+    /// The swap counter first read after the request was written.
+    first_look: Option<u64>,
+    rung: Vec<Rung>,
     said_dead: Option<Instant>,
 }
 
@@ -462,32 +491,40 @@ impl<'a> Posted<'a> {
             begun: Instant::now(),
             pause: POLL_FIRST,
             since: None,
+            first_look: None,
             rung: Vec::new(),
             said_dead: None,
         }
     }
 
-    /// Writes the request first, then rings whoever was not rung lately.
-    fn ask(&mut self, id: LockId, mode: Mode, counter: u64, ask: &[Owner]) -> Result<(), AtsError> {
+    /// Writes the request first, then rings whoever was not rung since the lock last moved. A holder that
+    /// got the lock together with our name in its image looks at our request by itself; it is rung a little
+    /// later all the same, since it may not know that it holds.
+    fn ask(&mut self, id: LockId, mode: Mode, record: &LockRecord, ask: &[Owner]) -> Result<(), AtsError> {
         // Age belongs to the wait: it does not grow younger when the lock moves meanwhile.
-        let since = *self.since.get_or_insert(counter);
+        let since = *self.since.get_or_insert(record.swap_counter);
         let want = match mode {
             Mode::Shared => Want::Shared,
             Mode::Exclusive => Want::Exclusive,
         };
         let demand = &self.manager.demand;
         demand.post(id.at, want, since)?;
+        let carried = record.waiters.contains(self.manager.me.slot) && since < record.swap_counter;
+        let counter = record.swap_counter;
         for owner in ask {
-            match self.rung.iter_mut().find(|(o, _)| o == owner) {
-                Some((_, at)) if at.elapsed() < RING_AGAIN => {}
-                Some((_, at)) => {
-                    *at = Instant::now();
-                    demand.ring(*owner)?;
-                }
-                None => {
-                    self.rung.push((*owner, Instant::now()));
-                    demand.ring(*owner)?;
-                }
+            let known = self.rung.iter().position(|r| r.owner == *owner);
+            let due = match known.and_then(|i| self.rung.get(i)) {
+                Some(r) if r.counter == counter => r.next <= Instant::now(),
+                _ => !carried,
+            };
+            let next = Instant::now() + if due { RING_AGAIN } else { CARRIED_GRACE };
+            match known.and_then(|i| self.rung.get_mut(i)) {
+                Some(r) if r.counter == counter && !due => {}
+                Some(r) => *r = Rung { owner: *owner, counter, next },
+                None => self.rung.push(Rung { owner: *owner, counter, next }),
+            }
+            if due {
+                demand.ring(*owner)?;
             }
         }
         Ok(())

@@ -14,9 +14,9 @@ use super::{Fs, now_after};
 use crate::alloc::{Need, Space};
 use crate::layout::geometry::lock_of_inode;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
-use crate::layout::lock::LockKind;
+
 use crate::layout::{Block, Header, Magic};
-use crate::lock::{Access, Guard, LockId, Mode};
+use crate::lock::{Access, Guard, Mode};
 use crate::types::{BLOCK_BYTES, InodeNo};
 
 /// Longest name, in bytes.
@@ -457,9 +457,4 @@ impl Op<'_> {
         let empty = self.look(guard, dir, |nodes, root| tree.is_empty(nodes, root))?;
         if empty { Ok(()) } else { Err(FsError::NotEmpty.into()) }
     }
-}
-
-/// The rename lock of the volume.
-pub(super) fn rename_lock(fs: &Fs) -> LockId {
-    LockId { kind: LockKind::Rename, at: fs.geometry.rename_lock() }
 }

@@ -267,11 +267,11 @@ impl<'f> Op<'f> {
             // room without holding any, then begin anew with it.
             let held: BTreeSet<u64> = self.spaces.keys().copied().collect();
             self.spaces.clear();
-            let found = self.fs.alloc.space(near.filter(|n| !held.contains(n)), need, &self.patience)?;
+            let found = self.fs.alloc.space(near, need, &held, &self.patience)?;
             self.needs.clusters.insert(found.cluster);
             return Err(Fail::Again);
         }
-        let space = Arc::new(self.fs.alloc.space(near, need, &self.patience)?);
+        let space = Arc::new(self.fs.alloc.space(near, need, &BTreeSet::new(), &self.patience)?);
         self.spaces.insert(space.cluster, space.clone());
         Ok(space)
     }

@@ -10,8 +10,9 @@ use super::Mode;
 use crate::heartbeat::Liveness;
 
 /// What this host remembers of its own hold on the lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Held {
+    #[default]
     Nothing,
     Shared,
     Exclusive(Tenure),
@@ -32,11 +33,14 @@ impl Held {
 pub struct Facts<'a> {
     pub me: Owner,
     pub want: Mode,
-    /// Is this thread's wait registered, so that a share granted to us by name is ours?
-    pub waiting: bool,
+    /// The lock's swap counter as read after this wait was made known: a share granted to us by name in a
+    /// later image is ours. Without that, an image from before a late yield of ours would pass for a grant.
+    pub granted_after: Option<u64>,
+    /// The highest tenure of ours that has ended: an image that names us with one of those is old.
+    pub ended: Tenure,
     /// Of the owner, if the image names one that is not us.
     pub owner: Liveness,
-    /// `next` is another host that lives and still asks for this lock.
+    /// `next` is another host that lives and still waits in the place that this image gave it.
     pub next_asks: bool,
     /// Of every other sharer: the slot's living owner, or that nobody lives there who could share.
     pub sharer: &'a dyn Fn(Slot) -> Sharer,
@@ -87,10 +91,15 @@ pub fn decide(record: &LockRecord, facts: &Facts<'_>, remembered: Held) -> Step 
         Step::Take { to, held: Held::Exclusive(tenure) }
     };
     // While `next` lives and asks, nobody jumps the queue.
-    let in_line = record.next.filter(|n| *n != me && facts.next_asks && !record.sharers.contains(n.slot));
+    let in_line = record.next.filter(|n| *n != me && facts.next_asks);
     match record.mode {
         LockMode::Exclusive { owner, tenure } if owner == me => {
             let held = Held::Exclusive(tenure);
+            if remembered != held && tenure <= facts.ended {
+                // Our own old tenure, come back (a device lost what followed it): what happened under it
+                // and since is unknown to everybody.
+                return exclusive(record.change_counter + 1);
+            }
             Step::Granted { held, unseen: remembered != held }
         }
         LockMode::Exclusive { owner, .. } => match facts.owner {
@@ -113,7 +122,8 @@ pub fn decide(record: &LockRecord, facts: &Facts<'_>, remembered: Held) -> Step 
                 }
                 // A share that was granted to this very incarnation during its own wait is ours; any other
                 // set bit of our slot may be somebody else's and needs a swap of our own.
-                if facts.waiting && record.next == Some(me) && record.sharers.contains(me.slot) {
+                let granted = facts.granted_after.is_some_and(|after| record.swap_counter > after);
+                if granted && record.next == Some(me) && record.sharers.contains(me.slot) {
                     return Step::Granted { held: Held::Shared, unseen: true };
                 }
                 if let Some(next) = in_line {
@@ -164,6 +174,8 @@ pub struct Giving {
     pub changed: bool,
     /// Others who asked, ourselves included if threads of ours wait.
     pub waiters: SlotSet,
+    /// Threads of ours wait to turn their share into exclusive.
+    pub upgrading: bool,
 }
 
 /// The image by which a holder gives a lock to `to`, and what it still holds afterwards. `None`: there is
@@ -209,8 +221,11 @@ pub fn give(
                 if sharers.without(to.by.slot).is_empty() {
                     return Some((grant, Held::Nothing));
                 }
-                // The first that yields says who is next; then nobody joins.
-                let next = record.next.filter(|n| *n != me && !record.sharers.contains(n.slot));
+                // The first that yields says who is next; then nobody joins. An upgrader that is next gives
+                // its share up but keeps its place.
+                let keeps_place = |n: &Owner| if *n == me { giving.upgrading } else { true };
+                let granted = record.next.filter(|n| sharers.contains(n.slot) && *n != to.by && *n != me);
+                let next = record.next.filter(|n| granted.is_none() && keeps_place(n));
                 let next = Some(next.unwrap_or(to.by));
                 Some((LockRecord { sharers, next, ..base }, Held::Nothing))
             }
@@ -239,7 +254,15 @@ mod tests {
     }
 
     fn step(record: &LockRecord, want: Mode, owner: Liveness, sharer: Sharer, held: Held) -> Step {
-        let facts = Facts { me: host(1), want, waiting: false, owner, next_asks: true, sharer: &|_| sharer };
+        let facts = Facts {
+            me: host(1),
+            want,
+            granted_after: None,
+            ended: Tenure(3),
+            owner,
+            next_asks: true,
+            sharer: &|_| sharer,
+        };
         decide(record, &facts, held)
     }
 
@@ -283,24 +306,32 @@ mod tests {
             step(&record, Mode::Shared, Liveness::Living, LIVE, Held::Nothing),
             Step::Take { held: Held::Shared, .. }
         ));
-        // Granted by name, but not during a wait of ours.
+        // Granted by name, but not during a wait of ours, or in an image from before it.
         record.next = Some(host(1));
-        assert!(matches!(
-            step(&record, Mode::Shared, Liveness::Living, LIVE, Held::Nothing),
-            Step::Take { .. }
-        ));
-        let facts = Facts {
-            me: host(1),
-            want: Mode::Shared,
-            waiting: true,
-            owner: Liveness::Living,
-            next_asks: false,
-            sharer: &|_| LIVE,
+        let with = |granted_after| {
+            let facts = Facts {
+                me: host(1),
+                want: Mode::Shared,
+                granted_after,
+                ended: Tenure(3),
+                owner: Liveness::Living,
+                next_asks: false,
+                sharer: &|_| LIVE,
+            };
+            decide(&record, &facts, Held::Nothing)
         };
-        assert_eq!(
-            decide(&record, &facts, Held::Nothing),
-            Step::Granted { held: Held::Shared, unseen: true }
-        );
+        assert!(matches!(with(None), Step::Take { .. }));
+        assert!(matches!(with(Some(10)), Step::Take { .. }));
+        assert_eq!(with(Some(9)), Step::Granted { held: Held::Shared, unseen: true });
+    }
+
+    #[test]
+    fn an_old_tenure_of_ours_is_no_new_grant() {
+        let named = |tenure| lock(LockMode::Exclusive { owner: host(1), tenure: Tenure(tenure) });
+        let new = step(&named(4), Mode::Shared, Liveness::Living, LIVE, Held::Nothing);
+        assert_eq!(new, Step::Granted { held: Held::Exclusive(Tenure(4)), unseen: true });
+        let old = step(&named(3), Mode::Shared, Liveness::Living, LIVE, Held::Nothing);
+        assert!(matches!(old, Step::Take { to, .. } if to.change_counter == 4));
     }
 
     #[test]
@@ -340,6 +371,7 @@ mod tests {
             open: true,
             changed: true,
             waiters: SlotSet::of(Slot(3)).with(Slot(2)),
+            upgrading: false,
         };
         let to = |mode| Wanted { by: host(2), mode, since: 4 };
         let mine = lock(LockMode::Exclusive { owner: host(1), tenure: Tenure(10) });
@@ -357,6 +389,11 @@ mod tests {
         let (image, _) = give(&shared, Held::Shared, to(Mode::Exclusive), &giving(true)).unwrap();
         assert_eq!(image.sharers, SlotSet::of(Slot(2)).with(Slot(3)));
         assert_eq!(image.next, Some(host(2)));
+        // An upgrader that is next yields its share and keeps its place.
+        shared.next = Some(host(1));
+        let upgrading = Giving { upgrading: true, ..giving(true) };
+        let (image, _) = give(&shared, Held::Shared, to(Mode::Exclusive), &upgrading).unwrap();
+        assert_eq!(image.next, Some(host(1)));
         // The upgrader is the only one left: it gets the lock in the same swap.
         shared.sharers = SlotSet::of(Slot(1)).with(Slot(2));
         let (image, _) = give(&shared, Held::Shared, to(Mode::Exclusive), &giving(true)).unwrap();

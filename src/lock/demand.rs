@@ -7,7 +7,7 @@
 //!
 //! Not for: deciding what a request means (`give`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -32,6 +32,8 @@ struct Own {
     requests: BTreeMap<BlockNo, Request>,
     /// The block on the disk lists requests that ended.
     stale: bool,
+    /// The locks that the block on the disk lists.
+    published: BTreeSet<BlockNo>,
 }
 
 #[derive(Default)]
@@ -71,7 +73,12 @@ impl Demand {
             geometry,
             me,
             peers,
-            own: Mutex::new(Own { sequence: 0, requests: BTreeMap::new(), stale: true }),
+            own: Mutex::new(Own {
+                sequence: 0,
+                requests: BTreeMap::new(),
+                stale: true,
+                published: BTreeSet::new(),
+            }),
             wake: Mutex::new(Wake::default()),
             woken: Condvar::new(),
             sink: OnceLock::new(),
@@ -111,7 +118,13 @@ impl Demand {
     /// Writes a wish into our request block, unless it stands there already.
     pub(super) fn post(&self, lock: BlockNo, want: Want, since: u64) -> Result<(), AtsError> {
         let mut own = self.own.lock();
-        let request = Request { lock, want, since };
+        // One request a lock: the strongest wish, and the age of the oldest.
+        let request = match own.requests.get(&lock) {
+            Some(old) if old.want != Want::Openers && want != Want::Openers => {
+                Request { lock, want: old.want.max(want), since: old.since.min(since) }
+            }
+            _ => Request { lock, want, since },
+        };
         if own.requests.get(&lock) == Some(&request) {
             return Ok(());
         }
@@ -144,6 +157,7 @@ impl Demand {
     fn publish(&self, own: &mut Own, class: IoClass) -> Result<(), AtsError> {
         own.sequence += 1;
         own.stale = false;
+        own.published = own.requests.keys().copied().collect();
         let block = RequestBlock {
             address: self.geometry.request(self.me.slot),
             incarnation: self.me.incarnation,
@@ -182,13 +196,21 @@ impl Demand {
         Ok(())
     }
 
-    /// Does this life of a slot still ask for the lock?
-    pub(super) fn asks(&self, owner: Owner, lock: BlockNo) -> Result<bool, AtsError> {
+    /// What this life of a slot still wants of the lock.
+    pub(super) fn request_of(&self, owner: Owner, lock: BlockNo) -> Result<Option<Request>, AtsError> {
         let block = self.read_requests(owner.slot, IoClass::Lock)?;
-        Ok(block.is_some_and(|b| {
-            b.incarnation == owner.incarnation
-                && b.requests.iter().any(|r| r.lock == lock && r.want != Want::Openers)
-        }))
+        let block = block.filter(|b| b.incarnation == owner.incarnation);
+        Ok(block.and_then(|b| b.requests.into_iter().find(|r| r.lock == lock && r.want != Want::Openers)))
+    }
+
+    /// Before a lock is passed on: a wish of ours that was served must not stand on the disk any more, or two
+    /// hosts would pass the lock to and fro for nobody.
+    pub(super) fn clear_served(&self, lock: BlockNo) -> Result<(), AtsError> {
+        let mut own = self.own.lock();
+        if own.published.contains(&lock) && !own.requests.contains_key(&lock) {
+            self.publish(&mut own, IoClass::Lock)?;
+        }
+        Ok(())
     }
 
     /// The waiters an image carries: their requests are read at once.

@@ -32,6 +32,8 @@ pub(super) struct State {
     /// The record as we last saw or wrote it.
     pub image: Option<Image<LockRecord>>,
     pub held: Held,
+    /// The highest tenure of ours that has ended.
+    pub ended: Tenure,
     /// What was cached under an older epoch is void.
     pub epoch: u64,
     /// The change counter at which this epoch's cached blocks are true.
@@ -59,12 +61,6 @@ pub(super) struct State {
     /// Nothing was done with the lock since it was granted.
     pub unused: bool,
     pub last_use: Option<Instant>,
-}
-
-impl Default for Held {
-    fn default() -> Self {
-        Held::Nothing
-    }
 }
 
 /// A condvar wait that an interrupt must be able to end is cut into pieces of this length.
@@ -96,8 +92,16 @@ impl State {
         }
     }
 
+    /// Our hold ends: called at the issue of the swap that gives it away.
+    pub fn let_go(&mut self) {
+        if let Held::Exclusive(tenure) = self.held {
+            self.ended = self.ended.max(tenure);
+        }
+        self.held = Held::Nothing;
+    }
+
     /// Takes over what the disk says. `strange`: the image names us although we did not ask.
-    pub fn adopt(&mut self, image: Image<LockRecord>, held: Held, strange: bool) -> bool {
+    pub fn adopt(&mut self, image: Image<LockRecord>, held: Held, strange: bool) {
         let counter = image.record.change_counter;
         if self.held == Held::Nothing {
             self.granted_at = Some(Instant::now());
@@ -108,8 +112,10 @@ impl State {
         }
         self.valid_at = Some(counter);
         self.image = Some(image);
+        if let (Held::Exclusive(old), true) = (self.held, self.held != held) {
+            self.ended = self.ended.max(old);
+        }
         self.held = held;
-        strange
     }
 }
 

@@ -217,15 +217,18 @@ impl LockManager {
             return Ok(());
         }
         let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
-        let (mut image, held, own_wait) = {
+        let (mut image, held, own_wait, upgrading) = {
             let state = entry.state.lock();
             let Some(image) = state.image.clone() else { return Ok(()) };
-            (image, state.held, state.queued_mode)
+            let own_wait = state.queued_mode.max(state.polled_for);
+            (image, state.held, own_wait, state.polled_for == Some(Mode::Exclusive))
         };
         if let Some(mode) = own_wait {
             // Threads of ours wait behind this: say so in the image and save everybody two rings.
             let want = if mode == Mode::Exclusive { Want::Exclusive } else { Want::Shared };
-            self.demand.post(id.at, want, image.record.swap_counter + 1)?;
+            self.demand.post(id.at, want, image.record.swap_counter)?;
+        } else {
+            self.demand.clear_served(id.at)?;
         }
         let changed = entry.dirtied.load(Ordering::Acquire) && matches!(held, Held::Exclusive(_));
         loop {
@@ -237,19 +240,19 @@ impl LockManager {
                     None => asked.without(self.me.slot),
                 }
             };
-            let giving = Giving { me: self.me, keep_share, open: usage.open, changed, waiters };
+            let giving = Giving { me: self.me, keep_share, open: usage.open, changed, waiters, upgrading };
             let Some((to, left)) = give(&image.record, held, target, &giving) else {
                 let mut state = entry.state.lock();
                 state.wanted.retain(|w| w.by != target.by);
                 if !image.record.sharers.contains(self.me.slot) {
-                    state.held = Held::Nothing;
+                    state.let_go();
                     state.valid_at = None;
                 }
                 state.image = Some(image);
                 return Ok(());
             };
             // Our tenure ends here, at the issue of the swap, whatever becomes of it.
-            entry.state.lock().held = Held::Nothing;
+            entry.state.lock().let_go();
             match self.ats.swap(IoClass::Lock, &image, &to)? {
                 Swapped::Done(new) => {
                     self.stats.given.fetch_add(1, Ordering::Relaxed);
