@@ -406,3 +406,6 @@ fn attributes(answer: Answer<Attributes>) -> (Reply, Holds) {
 fn done(answer: Answer<()>) -> (Reply, Holds) {
     (Reply::Done, answer.hold)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,10 +11,11 @@ mod node;
 mod operations;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::fs::api::{Answer, FsError, FsResult, OpContext, Timestamp};
+use crate::fs::api::{Answer, FsError, FsResult, Hold, OpContext, Timestamp};
 use crate::types::InodeNo;
 use node::{Body, Node};
 
@@ -46,6 +47,19 @@ struct Knobs {
     /// How often an operation refused to wait on the thread that asked.
     refusals: u64,
     valid_for: Duration,
+    /// Answers whose hold was not dropped yet.
+    held: Arc<AtomicU64>,
+}
+
+/// Stands for a lock in use.
+struct CountedHold(Arc<AtomicU64>);
+
+impl Hold for CountedHold {}
+
+impl Drop for CountedHold {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Default for MemFs {
@@ -63,7 +77,13 @@ impl MemFs {
                 next_ino: ROOT + 1,
                 next_handle: 1,
                 handles: BTreeMap::new(),
-                knobs: Knobs { blocked: BTreeSet::new(), waiting: 0, refusals: 0, valid_for: LONG },
+                knobs: Knobs {
+                    blocked: BTreeSet::new(),
+                    waiting: 0,
+                    refusals: 0,
+                    valid_for: LONG,
+                    held: Arc::default(),
+                },
                 calls: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -89,7 +109,7 @@ impl MemFs {
         }
         while is_blocked(&state) {
             let interrupted = cx.interrupt.as_ref();
-            if interrupted.is_some_and(|flag| flag.load(std::sync::atomic::Ordering::Acquire)) {
+            if interrupted.is_some_and(|flag| flag.load(Ordering::Acquire)) {
                 return Err(FsError::Interrupted);
             }
             state.knobs.waiting += 1;
@@ -121,6 +141,11 @@ impl MemFs {
     pub fn waits(&self) -> (u64, u64) {
         let state = self.lock();
         (state.knobs.waiting, state.knobs.refusals)
+    }
+
+    /// Answers whose hold still lives.
+    pub fn held(&self) -> u64 {
+        self.lock().knobs.held.load(Ordering::Acquire)
     }
 
     /// How often each operation was called.
@@ -160,7 +185,9 @@ impl State {
     }
 
     fn answer<T>(&self, value: T) -> Answer<T> {
-        Answer { value, valid_for: self.knobs.valid_for, hold: Vec::new() }
+        self.knobs.held.fetch_add(1, Ordering::AcqRel);
+        let hold: Box<dyn Hold> = Box::new(CountedHold(self.knobs.held.clone()));
+        Answer { value, valid_for: self.knobs.valid_for, hold: vec![hold] }
     }
 
     /// Adds a node under a name. Group and set-group-id bit come from the directory where that says so.

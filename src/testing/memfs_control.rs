@@ -3,7 +3,7 @@
 //! A test can't live in the daemon's process: it would wait for itself. One command a line, one line back,
 //! "ok ..." or "error ...":
 //!
-//! `block PATH`, `unblock PATH`, `waits`, `calls NAME`, `cacheable on|off`, `write PATH TEXT`,
+//! `block PATH`, `unblock PATH`, `waits`, `held`, `calls NAME`, `cacheable on|off`, `write PATH TEXT`,
 //! `create PATH`, `remove PATH`, `forget-inode PATH`, `forget-names PATH`, `silence`, `end REASON`.
 
 use std::io::{BufRead, BufReader, Write};
@@ -74,6 +74,7 @@ impl MemVolume {
                 let (waiting, refusals) = self.fs.waits();
                 return Ok(format!("{waiting} {refusals}"));
             }
+            "held" => return Ok(self.fs.held().to_string()),
             "calls" => return Ok(self.fs.calls().get(path).copied().unwrap_or(0).to_string()),
             "cacheable" => self.fs.set_cacheable(path == "on"),
             "write" => self.fs.write_behind(self.fs.find(path)?, text.as_bytes())?,

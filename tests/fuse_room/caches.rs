@@ -1,7 +1,7 @@
 //! What the kernel caches, how long, and what makes it forget.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
@@ -157,6 +157,25 @@ fn a_writer_bypasses_the_page_cache() {
     reader.read_exact_at(&mut bytes, 0).expect("read");
     assert_eq!(&bytes, b"789");
     drop((file, reader));
+    place.unmount();
+}
+
+#[test]
+fn an_append_goes_to_the_true_end() {
+    if !can_mount() {
+        return;
+    }
+    let place = mount("append", "rw");
+    let path = place.dir().join("file");
+    fs::write(&path, b"one").expect("write");
+    let file = OpenOptions::new().append(true).open(&path).expect("open");
+    assert_eq!(size(&path), 3);
+    // The kernel still believes in three bytes and would write over the rest.
+    place.pull("write file another");
+    (&file).write_all(b"+X").expect("append");
+    place.pull("forget-inode file");
+    assert_eq!(fs::read(&path).expect("read"), b"another+X");
+    drop(file);
     place.unmount();
 }
 

@@ -291,7 +291,7 @@ fn set_user_id_bits_go_when_somebody_else_writes() {
         let mode = |path: &Path| fs::metadata(path).expect("stat").mode() & 0o7777;
         fs::set_permissions(place.dir(), fs::Permissions::from_mode(0o777)).expect("chmod");
         fs::set_permissions(place.scratch(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        for script in ["echo x >> $1", "echo x > $1", "truncate -s 5 $1", "fallocate -l 50000 $1"] {
+        for script in ["echo x >> $1", ": > $1", "truncate -s 5 $1", "fallocate -l 50000 $1"] {
             let path = make("file");
             let status = std::process::Command::new("sh")
                 .args(["-c", script, "sh"])
