@@ -1,7 +1,8 @@
 //! The command line: parses arguments and calls one function of the rooms below.
 //!
 //! One program for everything. Called as `mount.lunfs` or `umount.fuse.lunfs` it is the helper that mount(8)
-//! and umount(8) look for; `contrib/install.sh` makes the links. Exit statuses are those of mount(8).
+//! and umount(8) look for; `contrib/install.sh` makes the links. Mounting has the exit statuses of mount(8);
+//! the other subcommands say theirs.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -11,14 +12,19 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod daemonize;
+pub mod locks;
 mod logging;
+pub mod mkfs;
 pub mod mount;
 pub mod mount_options;
 mod runtime_files;
+pub mod status;
 mod umount;
 
 /// Wrong invocation.
 pub const EXIT_USAGE: u8 = 1;
+/// Wrong invocation of a subcommand that mount(8) has no say in.
+const EXIT_USAGE_ELSEWHERE: u8 = 2;
 /// Out of memory, threads, descriptors and the like.
 pub const EXIT_SYSTEM: u8 = 2;
 /// The mount could not be made.
@@ -39,6 +45,9 @@ enum Command {
     Mount(mount::Args),
     /// Unmount and wait until the volume was left.
     Umount(umount::Args),
+    Mkfs(mkfs::Args),
+    Status(status::Args),
+    Locks(locks::Args),
 }
 
 /// Runs the program; `argv[0]` says under which name.
@@ -47,7 +56,8 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     let subcommand = match name {
         Some(b"mount.lunfs" | b"mount.fuse.lunfs") => Some("mount"),
         Some(b"umount.lunfs" | b"umount.fuse.lunfs") => Some("umount"),
-        // A line each for mkfs.lunfs and fsck.lunfs.
+        Some(b"mkfs.lunfs") => Some("mkfs"),
+        // A line for fsck.lunfs.
         _ => None,
     };
     let mut arguments = vec![OsString::from("lunfs")];
@@ -57,7 +67,9 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors.
-            let status = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let mounting = arguments.get(1).is_some_and(|a| a == "mount" || a == "umount");
+            let usage = if mounting { EXIT_USAGE } else { EXIT_USAGE_ELSEWHERE };
+            let status = if error.use_stderr() { usage } else { 0 };
             let _ = error.print();
             return ExitCode::from(status);
         }
@@ -66,6 +78,9 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match cli.command {
         Command::Mount(args) => mount::run(args, &raw),
         Command::Umount(args) => umount::run(args),
+        Command::Mkfs(args) => mkfs::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Locks(args) => locks::run(args),
     }
 }
 

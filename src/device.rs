@@ -6,10 +6,17 @@
 //! backend does not do: retry a compare-and-write, cache anything, or know any LunFS structure.
 
 mod buf;
+pub mod count;
 mod error;
+pub mod file;
+pub mod open;
+mod open_error;
+pub mod probe;
+pub mod sim;
 
 pub use buf::AlignedBuf;
 pub use error::{DeviceError, Executed};
+pub use open_error::OpenError;
 
 use std::time::Duration;
 

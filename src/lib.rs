@@ -12,12 +12,28 @@
 //! * [`fs`]: the filesystem's operations; knows no FUSE
 //! * [`fuse`]: the kernel's door, the only room that knows FUSE
 //! * [`cli`]: the command line: parses arguments, calls one function
+//! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
+//! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
+//! * [`inspect`]: read-only eyes on a volume, from any host
+//! * [`format`](mod@format): making a volume
+pub mod alloc;
+pub mod ats;
 pub mod cli;
 pub mod device;
+pub mod durations;
+pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod heartbeat;
+pub mod inspect;
+pub mod journal;
 pub mod layout;
+pub mod lease;
+pub mod lock;
 pub mod rt;
+pub mod store;
 #[doc(hidden)]
 pub mod testing;
+pub mod tree;
 pub mod types;
+pub mod volume;

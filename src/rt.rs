@@ -6,9 +6,10 @@
 //! follows from one seed. On any other thread they are the operating system's.
 //!
 //! Not for: `std::sync::{Mutex, Condvar, Barrier, mpsc, OnceLock::get_or_init}` around anything that
-//! blocks or does device I/O. The simulator can't see such a wait, and hangs in it.
+//! blocks or does device I/O (the simulator can't see such a wait, and hangs in it); nor for
+//! `std::panic::catch_unwind`, which would keep a cancelled thread alive: use [`catch_panic`].
 
-mod clock;
+pub(crate) mod clock;
 mod random;
 mod rwlock;
 pub mod sim;
@@ -19,4 +20,4 @@ pub use clock::{Instant, sleep, wall_clock};
 pub use random::random_u64;
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use sync::{Condvar, Mutex, MutexGuard};
-pub use thread::{HostTag, JoinHandle, current_host, spawn, try_spawn, yield_now};
+pub use thread::{HostTag, JoinHandle, catch_panic, current_host, spawn, try_spawn, yield_now};

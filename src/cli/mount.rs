@@ -19,11 +19,16 @@ use super::daemonize::{self, ReadyPipe};
 use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
 use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, logging};
+use crate::device::open::{OpenOptions, open_device};
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fuse::mounting::MountSettings;
 use crate::fuse::session::EndEvents;
 use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
 use crate::testing::memfs_control::MemVolume;
+use crate::volume::{self, Volume};
+
+/// Memory for clean metadata unless `cache_mib` says otherwise.
+const DEFAULT_CACHE_MIB: u32 = 64;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -105,6 +110,21 @@ impl MountedVolume for MemVolume {
     }
 }
 
+impl MountedVolume for Volume {
+    fn operations(&self) -> Arc<dyn Operations> {
+        Volume::operations(self)
+    }
+    fn attach_kernel(&self, caches: Arc<dyn KernelCaches>) {
+        Volume::attach_kernel(self, caches);
+    }
+    fn on_end(&self, end: Box<dyn FnOnce(String) + Send>) {
+        Volume::on_end(self, end);
+    }
+    fn leave(&self) -> Result<(), String> {
+        Volume::leave(self).map_err(|e| e.to_string())
+    }
+}
+
 /// The one place that joins this command to the volume layer.
 fn open_volume(args: &Args, request: &VolumeRequest<'_>) -> Result<Arc<dyn MountedVolume>, Failure> {
     if args.memfs {
@@ -115,7 +135,17 @@ fn open_volume(args: &Args, request: &VolumeRequest<'_>) -> Result<Arc<dyn Mount
         return Ok(volume);
     }
     let device = Path::new(request.device).display();
-    Err(Failure::mount(format!("{device}: this build has no volume layer yet")))
+    let spec = request.device.to_str().ok_or_else(|| Failure::mount(format!("{device}: not a name")))?;
+    // Also for a read-only mount: its heartbeat and its shared locks are written.
+    let how = OpenOptions { logical_block_bytes: request.options.logical_block, ..Default::default() };
+    let opened = open_device(spec, how).map_err(|e| Failure::mount(e.to_string()))?;
+    let choices = volume::MountOptions {
+        host: volume::local_identity(Some(request.host_name)),
+        read_only: request.options.read_only,
+        cache_mib: request.options.cache_mib.unwrap_or(DEFAULT_CACHE_MIB),
+    };
+    let volume = Volume::mount(opened, choices).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
+    Ok(volume)
 }
 
 /// `raw` are the arguments as given, for the daemon.

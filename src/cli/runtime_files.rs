@@ -10,13 +10,14 @@ use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::Failure;
+use crate::device::open::{DeviceIdentity, device_identity};
 use crate::fuse::mountinfo;
 
 /// How long a mount waits for a daemon whose mount is gone already.
@@ -34,14 +35,13 @@ fn directory() -> PathBuf {
     user.join("lunfs")
 }
 
-/// What a volume is called here, whatever path leads to it.
+/// What a volume is called here, whatever path or loop device leads to it.
 pub(super) fn identity(device: &OsStr) -> String {
-    match std::fs::metadata(device) {
-        Ok(meta) if meta.file_type().is_block_device() => {
-            format!("block-{}-{}", nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()))
+    match device.to_str().map(device_identity) {
+        Some(Ok(DeviceIdentity { device, inode, base_bytes, .. })) => {
+            format!("device-{device}-{inode}-{base_bytes}")
         }
-        Ok(meta) => format!("file-{}-{}", meta.dev(), meta.ino()),
-        Err(_) => encode(device.as_bytes()),
+        _ => encode(device.as_bytes()),
     }
 }
 

@@ -81,6 +81,18 @@ impl ClusterHeader {
         this
     }
 
+    /// The header in a block that was verified when it was read, with its numbers checked again, so that
+    /// they can be used.
+    pub fn parse_cached<'a>(
+        block: &'a Block,
+        geometry: &Geometry,
+        index: u64,
+    ) -> Result<&'a Self, LayoutError> {
+        let this: &Self = zerocopy::transmute_ref!(block);
+        this.check(geometry, index)?;
+        Ok(this)
+    }
+
     /// Checks a header just read. Counts are checked against the geometry, so that they can be used.
     pub fn parse<'a>(
         block: &'a Block,
@@ -91,25 +103,31 @@ impl ClusterHeader {
         let (what, at) = (Magic::ClusterHeader.name(), geometry.cluster_header(index));
         verify(&block[..], Magic::ClusterHeader, volume, at)?;
         let this = Self::ref_from_bytes(&block[..]).map_err(|_| LayoutError::Short { what, at })?;
+        this.check(geometry, index)?;
+        Ok(this)
+    }
+
+    fn check(&self, geometry: &Geometry, index: u64) -> Result<(), LayoutError> {
+        let (what, at) = (Magic::ClusterHeader.name(), geometry.cluster_header(index));
         let bad = |field, value| Err(LayoutError::Field { what, at, field, value });
-        if this.index.get() != index {
-            return bad("index", this.index.get());
+        if self.index.get() != index {
+            return bad("index", self.index.get());
         }
-        if u64::from(this.blocks.get()) > geometry.cluster_len(index) {
-            return bad("blocks", this.blocks.get().into());
+        if u64::from(self.blocks.get()) > geometry.cluster_len(index) {
+            return bad("blocks", self.blocks.get().into());
         }
-        if u64::from(this.maps.get()) != geometry.cluster_maps(index) {
-            return bad("maps", this.maps.get().into());
+        if u64::from(self.maps.get()) != geometry.cluster_maps(index) {
+            return bad("maps", self.maps.get().into());
         }
-        if this.free_blocks.get() > this.blocks.get() {
-            return bad("free_blocks", this.free_blocks.get().into());
+        if self.free_blocks.get() > self.blocks.get() {
+            return bad("free_blocks", self.free_blocks.get().into());
         }
-        for summary in &this.summaries[..this.maps.get() as usize] {
+        for summary in &self.summaries[..self.maps.get() as usize] {
             if u64::from(summary.free_blocks.get()) > CHUNKS_PER_MAP * GROUP_BLOCKS {
                 return bad("summary.free_blocks", summary.free_blocks.get().into());
             }
         }
-        Ok(this)
+        Ok(())
     }
 }
 

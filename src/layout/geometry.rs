@@ -262,6 +262,15 @@ impl Geometry {
         last * of(0) + of(last)
     }
 
+    /// Could an inode's body lie there, as far as the map of the disk says?
+    pub fn can_be_inode(&self, ino: InodeNo) -> bool {
+        if self.is_system_inode(ino) {
+            return true;
+        }
+        let Some(cluster) = self.cluster_of(ino.body()) else { return false };
+        (ino.0 - self.cluster(cluster).0) % GROUP_BLOCKS >= GROUP_INODES
+    }
+
     /// Is this the place of an inode body of the system groups?
     pub fn is_system_inode(&self, ino: InodeNo) -> bool {
         let Some(offset) = ino.0.checked_sub(self.system_start()) else { return false };

@@ -82,7 +82,7 @@ pub fn sleep(span: Duration) {
 }
 
 /// A duration in nanoseconds; five centuries and more count as for ever.
-pub(super) fn nanos_of(span: Duration) -> u64 {
+pub(crate) fn nanos_of(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 

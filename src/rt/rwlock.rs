@@ -86,6 +86,7 @@ impl<T: ?Sized> RwLock<T> {
     }
 
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        hooks::before_lock();
         let inner = match self.inner.try_read() {
             Ok(inner) => inner,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -95,6 +96,7 @@ impl<T: ?Sized> RwLock<T> {
     }
 
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+        hooks::before_lock();
         let inner = match self.inner.try_write() {
             Ok(inner) => inner,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),

@@ -55,6 +55,7 @@ impl<T: ?Sized> Mutex<T> {
 
     /// The guard, if nobody holds the mutex now.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        hooks::before_lock();
         let inner = self.try_inner()?;
         self.point.taken();
         Some(MutexGuard { mutex: self, inner: Some(inner) })

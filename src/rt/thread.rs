@@ -69,6 +69,15 @@ impl<T> JoinHandle<T> {
     }
 }
 
+/// Calls `f`; a panic in it is an answer, for a service that must outlive one bad request. In a
+/// simulation nothing is caught: there a panic fails the run, and cancelled threads unwind to their end.
+pub fn catch_panic<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
+    if hooks::is_simulated() {
+        return Ok(f());
+    }
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
+}
+
 /// Starts a thread. A system that refuses one (limits, memory) is met like the standard library
 /// does: by a panic, because no caller can do its work without it.
 #[track_caller]
@@ -77,24 +86,21 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    if hooks::is_simulated() {
-        return JoinHandle(Inner::Sim(hooks::spawn(name, f)));
-    }
-    let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-    match builder.spawn(f) {
-        Ok(handle) => JoinHandle(Inner::Os(handle)),
+    match try_spawn(name, f) {
+        Ok(handle) => handle,
         Err(error) => panic!("can't start thread {name}: {error}"),
     }
 }
 
 /// Like [`spawn`], but a refusal by the system is an answer.
+#[track_caller]
 pub fn try_spawn<T, F>(name: &str, f: F) -> std::io::Result<JoinHandle<T>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
     if hooks::is_simulated() {
-        return Ok(JoinHandle(Inner::Sim(hooks::spawn(name, f))));
+        return Ok(JoinHandle(Inner::Sim(hooks::spawn(name, f)?)));
     }
     let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
     Ok(JoinHandle(Inner::Os(builder.spawn(f)?)))

@@ -1,0 +1,289 @@
+//! `lunfs mkfs`, also installed as `mkfs.lunfs`: arguments to one call of [`format::format`].
+//!
+//! Exit status: 0 the volume was made (or, with `--dry-run`, could be made), 1 refused or failed, 2
+//! wrong usage. Standard output gets the geometry; standard error gets nothing on success, except the
+//! progress of a watch when it is a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::device::open::{OpenOptions, open_device};
+use crate::device::{BlockDevice, OpenError};
+use crate::durations::Profile;
+use crate::format::in_use::{InUse, in_use};
+use crate::format::preflight::{PreflightError, Previous, Watching, preflight};
+use crate::format::{self, FormatError, FormatOptions, FormatReport};
+use crate::inspect::table::{bytes, span_ms};
+use crate::layout::superblock::Superblock;
+
+/// Shown at the end of the help.
+pub const EXIT_STATUS: &str = "Exit status: 0 the volume was made (with --dry-run: could be made), 1 refused \
+                               or failed, 2 wrong usage.";
+
+/// Make a LunFS volume on a shared LUN or in a file.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXIT_STATUS)]
+pub struct Args {
+    /// A block device or a file; a file is created when --size is given.
+    pub device: String,
+    /// Name of the volume, at most 64 bytes.
+    #[arg(short = 'L', long, default_value = "")]
+    pub label: String,
+    /// The most hosts that can mount at once, 1 to 256; each gets a journal. Default: by size.
+    #[arg(short = 'N', long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub slots: Option<u16>,
+    /// Bytes to use, such as 512M, 10G or 64T (powers of 1024). Default: the whole device.
+    #[arg(short = 's', long)]
+    pub size: Option<Size>,
+    /// How quickly a silent host is declared dead: fast, normal or slow-array.
+    #[arg(long, default_value = "normal")]
+    pub profile: Profile,
+    /// Overwrite an existing filesystem, partition table or LunFS volume. A LunFS volume is first watched
+    /// for a full dead time, and never overwritten while a host's heartbeat moves.
+    #[arg(short = 'f', long)]
+    pub force: bool,
+    /// Check everything and print what would be made; write nothing.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Print nothing.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Logical block of a file, 512 or 4096, as if it were a disk with such blocks.
+    #[arg(long, value_parser = logical_block, hide = true)]
+    pub logical_block: Option<u32>,
+}
+
+/// A number of bytes as people type it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size(pub u64);
+
+#[derive(Debug, Error)]
+enum MkfsError {
+    #[error("'{device}': {use_}; it can't be overwritten")]
+    InUse { device: String, use_: InUse },
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("'{device}': {error}")]
+    Preflight { device: String, error: PreflightError },
+    #[error("'{device}': {error}")]
+    Format { device: String, error: FormatError },
+    #[error("'{device}' does not exist; give --size to create a file")]
+    Missing { device: String },
+    #[error("'{device}': {error}")]
+    Look { device: String, error: std::io::Error },
+}
+
+/// Makes the volume and reports.
+pub fn run(args: Args) -> ExitCode {
+    match make(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mkfs.lunfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn make(args: &Args) -> Result<(), MkfsError> {
+    let device = args.device.clone();
+    let found = look(&args.device)?;
+    if found == Found::Nothing && args.size.is_none() {
+        return Err(MkfsError::Missing { device });
+    }
+    if let Some(use_) = in_use(Path::new(&args.device)) {
+        return Err(MkfsError::InUse { device, use_ });
+    }
+    let mut options = FormatOptions {
+        label: args.label.clone(),
+        slots: args.slots,
+        size_bytes: args.size.map(|s| s.0),
+        profile: args.profile,
+        ..FormatOptions::default()
+    };
+    let failed = |error| MkfsError::Format { device: device.clone(), error };
+    // A file is made or grown only when all else is known to be right.
+    let mut dev = None;
+    if let Found::Device | Found::File = found {
+        let opened = open(args, None)?;
+        options.previous = check(args, &*opened)?;
+        dev = Some(opened);
+    }
+    let present_bytes = dev.as_ref().map_or(0, |d| d.geometry().size_bytes);
+    let wanted_bytes = match found {
+        Found::Device => present_bytes,
+        _ => present_bytes.max(args.size.map_or(0, |s| s.0)),
+    };
+    let planned = format::plan(wanted_bytes, &options).map_err(failed)?;
+    if args.dry_run {
+        if !args.quiet {
+            print_volume(&device, &planned, None);
+        }
+        return Ok(());
+    }
+    let dev = match dev {
+        Some(dev) if present_bytes >= wanted_bytes => dev,
+        before => {
+            drop(before);
+            open(args, Some(wanted_bytes))?
+        }
+    };
+    let report = format::format(&*dev, &options).map_err(failed)?;
+    if !args.quiet {
+        print_volume(&device, &report.superblock, Some(&report));
+    }
+    Ok(())
+}
+
+/// What stands at the path that was given.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// A file without room for even a signature.
+    EmptyFile,
+    File,
+    /// A block device, or something that only [`open_device`] understands.
+    Device,
+}
+
+fn look(spec: &str) -> Result<Found, MkfsError> {
+    if spec.contains("://") {
+        return Ok(Found::Device);
+    }
+    match std::fs::metadata(spec) {
+        Ok(meta) if meta.file_type().is_block_device() => Ok(Found::Device),
+        Ok(meta) if meta.is_file() && meta.len() < 4096 => Ok(Found::EmptyFile),
+        Ok(_) => Ok(Found::File),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) => Err(MkfsError::Look { device: spec.into(), error }),
+    }
+}
+
+fn open(args: &Args, create_size: Option<u64>) -> Result<std::sync::Arc<dyn BlockDevice>, MkfsError> {
+    let options = OpenOptions {
+        read_only: args.dry_run,
+        logical_block_bytes: args.logical_block,
+        create_size,
+        exclusive: true,
+        ..OpenOptions::default()
+    };
+    Ok(open_device(&args.device, options)?)
+}
+
+fn check(args: &Args, dev: &dyn BlockDevice) -> Result<Option<Previous>, MkfsError> {
+    let show = !args.quiet && std::io::stderr().is_terminal();
+    let mut shown = false;
+    let mut progress = |at: Watching| {
+        if show {
+            shown = true;
+            let (done, of) = (at.watched.as_secs(), at.of.as_secs());
+            eprint!("\rwatching the heartbeats of the old volume: {done} of {of} s ");
+            let _ = std::io::stderr().flush();
+        }
+    };
+    let result = preflight(dev, args.force, &mut progress);
+    if shown {
+        eprintln!();
+    }
+    result.map_err(|error| MkfsError::Preflight { device: args.device.clone(), error })
+}
+
+fn print_volume(device: &str, superblock: &Superblock, report: Option<&FormatReport>) {
+    let g = &superblock.geometry;
+    let d = &superblock.durations;
+    let block = crate::types::BLOCK_BYTES_U64;
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| out.push_str(&format!("  {name:<10}{value}\n"));
+    if !superblock.label.is_empty() {
+        line("label", superblock.label.clone());
+    }
+    line("id", superblock.volume.to_string());
+    line("size", format!("{} ({} blocks of 4 KiB)", bytes(g.size_bytes()), g.size_blocks));
+    line("usable", bytes(g.usable_blocks() * block));
+    line("slots", format!("{} (hosts that can mount at once)", g.slots));
+    line("journals", format!("{} x {}", g.slots, bytes(g.journal_blocks * block)));
+    line("clusters", format!("{} x {}", g.clusters(), bytes(g.cluster_blocks * block)));
+    let copies = g.superblock_copies().iter().map(|at| at.to_string()).collect::<Vec<_>>().join(" ");
+    line("copies", format!("of the superblock at blocks {copies}"));
+    line(
+        "liveness",
+        format!(
+            "a beat each {}, a host stops after {}, is dead after {}",
+            span_ms(d.beat_ms.into()),
+            span_ms(d.lease_ms.into()),
+            span_ms(d.dead_ms.into())
+        ),
+    );
+    if let Some(report) = report {
+        line(
+            "written",
+            format!(
+                "{} in {} commands and {} flushes, {}",
+                bytes(report.bytes_written),
+                report.write_commands,
+                report.flushes,
+                span_ms(report.elapsed.as_millis() as u64)
+            ),
+        );
+    }
+    let heading = match report {
+        Some(_) => "LunFS volume made on",
+        None => "Would make a LunFS volume (nothing was written) on",
+    };
+    // A reader that went away is no reason to call the volume not made.
+    let _ = write!(std::io::stdout().lock(), "{heading} {device}\n{out}");
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("'{text}' is not a size such as 512M, 10G or 64T");
+        let trimmed = text.strip_suffix(['B', 'b']).unwrap_or(text);
+        let trimmed = trimmed.strip_suffix(['i', 'I']).unwrap_or(trimmed);
+        let (digits, shift) = match trimmed.char_indices().last() {
+            Some((at, unit)) if unit.is_ascii_alphabetic() => {
+                let power = "KMGTPE".find(unit.to_ascii_uppercase()).ok_or_else(bad)?;
+                (&trimmed[..at], 10 * (power as u32 + 1))
+            }
+            _ => (trimmed, 0),
+        };
+        if !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        let count: u64 = digits.parse().map_err(|_| bad())?;
+        match count.checked_mul(1 << shift) {
+            Some(size) => Ok(Size(size)),
+            None => Err(format!("'{text}' is too large")),
+        }
+    }
+}
+
+fn logical_block(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("512 or 4096".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let size = |text: &str| text.parse::<Size>().map(|s| s.0);
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("64TiB"), Ok(64 << 40));
+        assert_eq!(size("10gb"), Ok(10 << 30));
+        for bad in ["", "M", "-1", "+5", "1.5G", "10X", "16E", "99999999999999999999", "é", "1é"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Heartbeats: claiming a slot, beating in it, watching the others, leaving.
+//!
+//! * A beat is a swap from our last image. A miscompare that shows another writer means that we were
+//!   declared dead: the lease ends at once.
+//! * Others are judged by *change*, on our own clock: a slot is dead when it did not change for its dead
+//!   time plus its hold time, measured from the end of the first read that showed the image to the issue of
+//!   the last one. Clocks of hosts are never compared.
+//! * The beat thread only beats. The watcher and the fence timer are threads of their own, so that a slow
+//!   scan or a stuck beat delays nothing else.
+//!
+//! Not for: recovering the dead (`recovery`), or knowing locks.
+
+mod claim;
+mod watch;
+
+pub use claim::{Claim, ClaimError, HostIdentity, claim};
+pub use watch::{Liveness, Peers};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::ats::{Ats, AtsError, Image, Swapped};
+use crate::layout::geometry::Geometry;
+use crate::layout::slot::{SlotRecord, SlotState};
+use crate::lease::{IoClass, Lease};
+use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
+use crate::types::Owner;
+
+/// What others read in our slot besides the beat: kept by whoever knows, published by the next beat.
+#[derive(Default, Debug)]
+pub struct Published {
+    pub net_blocks: AtomicI64,
+    pub net_inodes: AtomicI64,
+}
+
+/// This host's place on the volume.
+pub struct Heartbeat {
+    ats: Arc<Ats>,
+    lease: Arc<Lease>,
+    me: Owner,
+    peers: Arc<Peers>,
+    pub published: Arc<Published>,
+    image: Mutex<Image<SlotRecord>>,
+    stop: Arc<Stop>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Nanoseconds that the slowest beat so far took.
+    slowest_beat_ns: AtomicU64,
+}
+
+/// Tells threads to end, and wakes them from their sleep.
+#[derive(Default)]
+pub struct Stop {
+    flag: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Stop {
+    pub fn stop(&self) {
+        self.flag.store(true, Ordering::Release);
+        let _guard = self.lock.lock();
+        self.wake.notify_all();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until `until` or until stopped; true: go on.
+    pub fn sleep_until(&self, until: Instant) -> bool {
+        let mut guard = self.lock.lock();
+        while !self.is_stopped() {
+            if Instant::now() >= until {
+                return true;
+            }
+            guard = self.wake.wait_until(guard, until).0;
+        }
+        false
+    }
+}
+
+impl Heartbeat {
+    /// Starts beating and watching in a slot that [`claim`] won.
+    pub fn start(
+        ats: Arc<Ats>,
+        geometry: Geometry,
+        me: Owner,
+        image: Image<SlotRecord>,
+        claimed_at: Instant,
+    ) -> Arc<Self> {
+        let lease = ats.door().lease().clone();
+        let durations = image.record.durations;
+        let published = Published {
+            net_blocks: AtomicI64::new(image.record.net_blocks),
+            net_inodes: AtomicI64::new(image.record.net_inodes),
+        };
+        lease.extend(claimed_at, Duration::from_millis(durations.lease_ms.into()));
+        let this = Arc::new(Heartbeat {
+            peers: Arc::new(Peers::new(ats.clone(), geometry, me)),
+            ats,
+            lease,
+            me,
+            published: Arc::new(published),
+            image: Mutex::new(image),
+            stop: Arc::new(Stop::default()),
+            threads: Mutex::new(Vec::new()),
+            slowest_beat_ns: AtomicU64::new(0),
+        });
+        let beat = {
+            let (this, period) = (this.clone(), Duration::from_millis(durations.beat_ms.into()));
+            rt::spawn("beat", move || this.beat_loop(claimed_at, period))
+        };
+        let watch = {
+            let (peers, stop) = (this.peers.clone(), this.stop.clone());
+            let period = Duration::from_millis(durations.beat_ms.into());
+            rt::spawn("watch", move || peers.watch_loop(&stop, period))
+        };
+        this.threads.lock().extend([beat, watch]);
+        this
+    }
+
+    pub fn me(&self) -> Owner {
+        self.me
+    }
+
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// Our slot as we last wrote it.
+    pub fn record(&self) -> SlotRecord {
+        self.image.lock().record.clone()
+    }
+
+    /// The slowest beat so far, from issue to answer.
+    pub fn slowest_beat(&self) -> Duration {
+        Duration::from_nanos(self.slowest_beat_ns.load(Ordering::Relaxed))
+    }
+
+    fn beat_loop(&self, claimed_at: Instant, period: Duration) {
+        let mut next = claimed_at + period;
+        while self.stop.sleep_until(next) {
+            let issued = Instant::now();
+            if let Err(reason) = self.beat(issued) {
+                log::error!("{}: {reason}; this host stops using the volume", self.me);
+                self.lease.end(&reason);
+                return;
+            }
+            let took = issued.elapsed();
+            self.slowest_beat_ns.fetch_max(took.as_nanos() as u64, Ordering::Relaxed);
+            if took > period {
+                log::warn!("a beat took {} ms", took.as_millis());
+            }
+            next = (next + period).max(Instant::now());
+        }
+    }
+
+    /// One beat. `Err`: the slot is no longer ours, or the lease ended.
+    fn beat(&self, issued: Instant) -> Result<(), String> {
+        let mut image = self.image.lock();
+        if self.stop.is_stopped() {
+            return Ok(());
+        }
+        let mut record = image.record.clone();
+        record.beat += 1;
+        record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
+        record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
+        let (secs, nanos) = rt::wall_clock();
+        record.wall_ns = secs.saturating_mul(1_000_000_000).saturating_add(nanos.into());
+        match self.ats.swap(IoClass::Beat, &image, &record) {
+            Ok(Swapped::Done(new)) => {
+                let lease_ms = record.durations.lease_ms;
+                *image = new;
+                if self.lease.extend(issued, Duration::from_millis(lease_ms.into())) {
+                    return Ok(());
+                }
+                Err(self.lease.reason().unwrap_or_default())
+            }
+            Ok(Swapped::Miscompare(found)) => Err(declared_dead(&image.record, &found.record)),
+            Err(AtsError::Device(e)) if self.lease.allows() => {
+                // The lease decides how long this may go on.
+                log::warn!("beat failed: {e}");
+                Ok(())
+            }
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Ends this life cleanly: nothing of ours is outstanding. Call it last.
+    pub fn leave(&self) -> Result<(), AtsError> {
+        self.stop.stop();
+        for thread in self.threads.lock().drain(..) {
+            // A panic of the thread was reported when it happened; leaving goes on.
+            let _ = thread.join();
+        }
+        let mut image = self.image.lock();
+        let mut record = image.record.clone();
+        record.state = SlotState::Left;
+        record.beat += 1;
+        record.settled_up_to = record.incarnation;
+        record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
+        record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
+        match self.ats.swap(IoClass::Setup, &image, &record)? {
+            Swapped::Done(new) => *image = new,
+            Swapped::Miscompare(found) => {
+                let reason = declared_dead(&image.record, &found.record);
+                log::error!("{}: {reason}", self.me);
+                self.lease.end(&reason);
+            }
+        }
+        self.ats.settle(IoClass::Setup)
+    }
+
+    /// Stops the threads without touching the disk: after the lease ended.
+    pub fn abandon(&self) {
+        self.stop.stop();
+    }
+}
+
+fn declared_dead(ours: &SlotRecord, found: &SlotRecord) -> String {
+    if found.incarnation == ours.incarnation && found.beat < ours.beat && found.state == SlotState::Live {
+        return format!(
+            "the LUN shows an older beat of this host ({} instead of {}): it was rolled back",
+            found.beat, ours.beat
+        );
+    }
+    match found.recoverer {
+        Some(by) => format!("this host was declared dead by {by} (its slot says {:?})", found.state),
+        None => format!(
+            "another writer changed this host's slot (state {:?}, incarnation {}, ours {})",
+            found.state, found.incarnation.0, ours.incarnation.0
+        ),
+    }
+}

@@ -1,0 +1,165 @@
+//! The lease of this host and the one door through which its I/O passes.
+//!
+//! * The lease runs from the *issue* of the last beat that landed. Once it ended it stays ended, whatever
+//!   answer still comes: a lease that could be revived by a late answer would let this host write after
+//!   others took what it held.
+//! * Upper rooms get the device only as a [`Door`]. The thread that issues a command checks the lease just
+//!   before, and again after completion before anything is answered.
+//! * What no user-space check can close (a pause between the check and the system call, a write that sits
+//!   in a path below us) is what the hold time and, where a target has them, reservations are for
+//!   (`docs/locking.md`).
+//!
+//! Not for: beating (`heartbeat`), deciding that others are dead, or retrying.
+
+mod door;
+
+pub use door::{CommandCounts, Door, IoClass};
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::rt::{Condvar, Instant, Mutex};
+
+/// Whether this host may touch the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseState {
+    /// Before the slot is claimed: reading is allowed, nothing is held.
+    Unclaimed,
+    /// Until the instant given.
+    Running { until: Instant },
+    /// For good.
+    Ended,
+}
+
+/// Shared by the beat thread, which extends it, and every thread that does I/O, which asks it.
+pub struct Lease {
+    state: Mutex<Inner>,
+    changed: Condvar,
+    /// A copy of the deadline for the door: nanoseconds since the runtime's origin plus one; 0: unclaimed.
+    fast: AtomicU64,
+    origin: Instant,
+}
+
+struct Inner {
+    state: LeaseState,
+    reason: Option<String>,
+}
+
+const UNCLAIMED: u64 = 0;
+const ENDED: u64 = 1;
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lease {
+    pub fn new() -> Self {
+        Lease {
+            state: Mutex::new(Inner { state: LeaseState::Unclaimed, reason: None }),
+            changed: Condvar::new(),
+            fast: AtomicU64::new(UNCLAIMED),
+            origin: Instant::now(),
+        }
+    }
+
+    /// A beat issued at `issued` landed: the lease now runs until `issued + lease`. False if it had ended
+    /// before: then nothing revives it.
+    pub fn extend(&self, issued: Instant, lease: Duration) -> bool {
+        let mut inner = self.state.lock();
+        let until = issued + lease;
+        match inner.state {
+            LeaseState::Ended => return false,
+            LeaseState::Running { until: old } if Instant::now() >= old => {
+                Self::end_locked(&mut inner, &self.fast, "a beat was answered after the lease had ended");
+                self.changed.notify_all();
+                return false;
+            }
+            LeaseState::Running { until: old } if until <= old => return true,
+            _ => {}
+        }
+        inner.state = LeaseState::Running { until };
+        let since_origin = until.saturating_duration_since(self.origin).as_nanos() as u64;
+        self.fast.store(since_origin.max(ENDED + 1), Ordering::Release);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Ends the lease for good. The first reason counts.
+    pub fn end(&self, reason: &str) {
+        let mut inner = self.state.lock();
+        if inner.state != LeaseState::Ended {
+            Self::end_locked(&mut inner, &self.fast, reason);
+        }
+        self.changed.notify_all();
+    }
+
+    fn end_locked(inner: &mut Inner, fast: &AtomicU64, reason: &str) {
+        inner.state = LeaseState::Ended;
+        inner.reason = Some(reason.to_owned());
+        fast.store(ENDED, Ordering::Release);
+    }
+
+    /// May a command be issued, or its answer be used, now?
+    pub fn allows(&self) -> bool {
+        match self.fast.load(Ordering::Acquire) {
+            UNCLAIMED => true,
+            ENDED => false,
+            until_ns => (Instant::now().saturating_duration_since(self.origin).as_nanos() as u64) < until_ns,
+        }
+    }
+
+    pub fn state(&self) -> LeaseState {
+        self.state.lock().state
+    }
+
+    /// Why the lease ended.
+    pub fn reason(&self) -> Option<String> {
+        self.state.lock().reason.clone()
+    }
+
+    /// Blocks until the lease ends, by its deadline or by [`Lease::end`]. Takes no other lock and does no
+    /// I/O, so that nothing can keep it from noticing.
+    pub fn wait_for_end(&self) -> String {
+        let mut inner = self.state.lock();
+        loop {
+            match inner.state {
+                LeaseState::Ended => return inner.reason.clone().unwrap_or_default(),
+                LeaseState::Unclaimed => inner = self.changed.wait(inner),
+                LeaseState::Running { until } => {
+                    if Instant::now() >= until {
+                        Self::end_locked(&mut inner, &self.fast, "no beat landed within the lease");
+                        self.changed.notify_all();
+                    } else {
+                        inner = self.changed.wait_until(inner, until).0;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_revives_nothing() {
+        let lease = Lease::new();
+        assert!(lease.allows());
+        assert!(lease.extend(Instant::now(), Duration::from_secs(60)));
+        assert!(lease.allows());
+        lease.end("test");
+        assert!(!lease.allows());
+        assert!(!lease.extend(Instant::now(), Duration::from_secs(60)));
+        assert!(!lease.allows());
+        assert_eq!(lease.reason().as_deref(), Some("test"));
+        let lease = Lease::new();
+        let long_ago = Instant::now();
+        assert!(lease.extend(long_ago, Duration::from_millis(1)));
+        crate::rt::sleep(Duration::from_millis(2));
+        assert!(!lease.allows());
+        assert!(!lease.extend(Instant::now(), Duration::from_secs(60)));
+    }
+}

@@ -1,0 +1,240 @@
+//! The door: the device behind the lease check, counted by what commands are for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Lease;
+use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed};
+use crate::rt::{Condvar, Mutex};
+use crate::types::{BLOCK_BYTES_U64, BlockNo};
+
+/// What a command is for; counted apart, because some cost per second and others per operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoClass {
+    /// Own beats and reading those of others.
+    Beat,
+    /// Doorbells and request blocks looked at or written by the demand thread.
+    Demand,
+    /// Lock blocks, and the doorbell and request traffic of a wait.
+    Lock,
+    Journal,
+    /// Metadata blocks in place.
+    Metadata,
+    Data,
+    /// Mounting and leaving.
+    Setup,
+}
+
+const CLASSES: usize = 7;
+
+/// Commands issued through a door, by class.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CommandCounts {
+    pub reads: u64,
+    pub writes: u64,
+    /// Compare-and-writes, whatever their outcome.
+    pub swaps: u64,
+    pub flushes: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+}
+
+impl CommandCounts {
+    /// All commands.
+    pub fn commands(&self) -> u64 {
+        self.reads + self.writes + self.swaps + self.flushes
+    }
+
+    /// What was added since `earlier`.
+    pub fn since(&self, earlier: &CommandCounts) -> CommandCounts {
+        CommandCounts {
+            reads: self.reads - earlier.reads,
+            writes: self.writes - earlier.writes,
+            swaps: self.swaps - earlier.swaps,
+            flushes: self.flushes - earlier.flushes,
+            bytes_read: self.bytes_read - earlier.bytes_read,
+            bytes_written: self.bytes_written - earlier.bytes_written,
+        }
+    }
+
+    /// The sum of two counts.
+    pub fn plus(&self, other: &CommandCounts) -> CommandCounts {
+        CommandCounts {
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+            swaps: self.swaps + other.swaps,
+            flushes: self.flushes + other.flushes,
+            bytes_read: self.bytes_read + other.bytes_read,
+            bytes_written: self.bytes_written + other.bytes_written,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    swaps: AtomicU64,
+    flushes: AtomicU64,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+/// The device behind the lease. See the module header of [`super`].
+pub struct Door {
+    device: Arc<dyn BlockDevice>,
+    lease: Arc<Lease>,
+    geometry: DeviceGeometry,
+    counters: [Counters; CLASSES],
+    flushing: Mutex<Flushing>,
+    flushed: Condvar,
+}
+
+/// Flushes are shared: who needs one waits for the next that begins after it asked.
+#[derive(Default)]
+struct Flushing {
+    running: bool,
+    begun: u64,
+    /// Number of the last flush that ended well, and of the last that ended at all.
+    good: u64,
+    ended: u64,
+    error: Option<DeviceError>,
+}
+
+impl Door {
+    pub fn new(device: Arc<dyn BlockDevice>, lease: Arc<Lease>) -> Self {
+        let geometry = device.geometry();
+        Door {
+            device,
+            lease,
+            geometry,
+            counters: Default::default(),
+            flushing: Mutex::new(Flushing::default()),
+            flushed: Condvar::new(),
+        }
+    }
+
+    pub fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    fn check(&self, op: &'static str, offset_bytes: u64, executed: Executed) -> Result<(), DeviceError> {
+        if self.lease.allows() {
+            return Ok(());
+        }
+        Err(DeviceError::LeaseEnded { op, offset_bytes, executed })
+    }
+
+    pub fn read(&self, class: IoClass, at: BlockNo, buf: &mut [u8]) -> Result<(), DeviceError> {
+        let counters = &self.counters[class as usize];
+        self.check("read", at.offset_bytes(), Executed::No)?;
+        counters.reads.fetch_add(1, Ordering::Relaxed);
+        counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.device.read(at.offset_bytes(), buf)?;
+        self.check("read", at.offset_bytes(), Executed::Maybe)
+    }
+
+    pub fn write(&self, class: IoClass, at: BlockNo, data: &[u8]) -> Result<(), DeviceError> {
+        let counters = &self.counters[class as usize];
+        self.check("write", at.offset_bytes(), Executed::No)?;
+        counters.writes.fetch_add(1, Ordering::Relaxed);
+        counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.device.write(at.offset_bytes(), data)?;
+        self.check("write", at.offset_bytes(), Executed::Maybe)
+    }
+
+    /// For `ats` only. `expected` and `new` are one logical block long, at the start of block `at`.
+    pub(crate) fn compare_and_write(
+        &self,
+        class: IoClass,
+        at: BlockNo,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<CompareOutcome, DeviceError> {
+        let counters = &self.counters[class as usize];
+        self.check("compare-and-write", at.offset_bytes(), Executed::No)?;
+        counters.swaps.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new)?;
+        self.check("compare-and-write", at.offset_bytes(), Executed::Maybe)?;
+        Ok(outcome)
+    }
+
+    /// Whatever was answered before this call survives a power cut once it returns. Costs nothing on a
+    /// device without a volatile cache. Callers at the same time share one flush that began after each asked.
+    pub fn flush(&self, class: IoClass) -> Result<(), DeviceError> {
+        if !self.geometry.volatile_cache {
+            return self.check("flush", 0, Executed::No);
+        }
+        let mut state = self.flushing.lock();
+        let mine = state.begun + 1;
+        while state.ended < mine {
+            if state.running {
+                state = self.flushed.wait(state);
+                continue;
+            }
+            state.running = true;
+            state.begun += 1;
+            let number = state.begun;
+            drop(state);
+            let outcome = self.check("flush", 0, Executed::No).and_then(|()| {
+                self.counters[class as usize].flushes.fetch_add(1, Ordering::Relaxed);
+                self.device.flush()?;
+                self.check("flush", 0, Executed::Maybe)
+            });
+            state = self.flushing.lock();
+            state.running = false;
+            state.ended = number;
+            match outcome {
+                Ok(()) => state.good = number,
+                Err(e) => state.error = Some(e),
+            }
+            self.flushed.notify_all();
+        }
+        if state.good >= mine {
+            return Ok(());
+        }
+        Err(state.error.clone().unwrap_or(DeviceError::Unsupported { op: "flush" }))
+    }
+
+    pub fn discard(&self, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
+        self.check("discard", at.offset_bytes(), Executed::No)?;
+        self.device.discard(at.offset_bytes(), blocks * BLOCK_BYTES_U64)
+    }
+
+    pub fn write_zeroes(&self, class: IoClass, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
+        self.check("write zeroes", at.offset_bytes(), Executed::No)?;
+        self.counters[class as usize].writes.fetch_add(1, Ordering::Relaxed);
+        self.device.write_zeroes(at.offset_bytes(), blocks * BLOCK_BYTES_U64)?;
+        self.check("write zeroes", at.offset_bytes(), Executed::Maybe)
+    }
+
+    /// Commands of one class so far.
+    pub fn counts(&self, class: IoClass) -> CommandCounts {
+        let c = &self.counters[class as usize];
+        CommandCounts {
+            reads: c.reads.load(Ordering::Relaxed),
+            writes: c.writes.load(Ordering::Relaxed),
+            swaps: c.swaps.load(Ordering::Relaxed),
+            flushes: c.flushes.load(Ordering::Relaxed),
+            bytes_read: c.bytes_read.load(Ordering::Relaxed),
+            bytes_written: c.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Commands that operations caused: everything but beats, doorbell polls and mounting.
+    pub fn operation_counts(&self) -> CommandCounts {
+        [IoClass::Lock, IoClass::Journal, IoClass::Metadata, IoClass::Data]
+            .into_iter()
+            .map(|class| self.counts(class))
+            .fold(CommandCounts::default(), |sum, c| sum.plus(&c))
+    }
+
+    /// Commands that time causes: beats and doorbell polls.
+    pub fn idle_counts(&self) -> CommandCounts {
+        self.counts(IoClass::Beat).plus(&self.counts(IoClass::Demand))
+    }
+}

@@ -1,0 +1,514 @@
+//! The lock layer: who may touch what.
+//!
+//! Locks are cached: a host keeps a lock after use until another asks, so that in steady state no swap
+//! happens at all. Inside a host threads share a held lock through ordinary reader/writer access.
+//!
+//! Invariants kept here:
+//! * access is granted only while this host holds the lock on the disk in a sufficient mode;
+//! * on acquisition what was cached under the lock is void (its *epoch* changes), unless the change counter
+//!   proves that nobody changed it since we last held it;
+//! * a lock leaves only after nothing is served under it any more: the kernel forgot what it covers, the
+//!   [`Steward`] settled it (durable, in place, flushed), and no thread has access;
+//! * a releasing swap ends our hold at its issue;
+//! * a dead owner is waited for, never stepped over; a wait never kills.
+//!
+//! Not for: journals, caches, recovery. Those are behind [`Steward`].
+
+mod decide;
+mod demand;
+mod entry;
+mod give;
+
+pub use decide::{Held, Sharer, Step, Wanted, decide};
+pub use demand::Demand;
+pub use entry::{Access, Guard};
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::ats::{Ats, AtsError, Image, Swapped};
+use crate::heartbeat::{Liveness, Peers};
+use crate::layout::demand::Want;
+use crate::layout::lock::{LockKind, LockMode, LockRecord};
+use crate::lease::IoClass;
+use crate::rt::{Instant, Mutex};
+use crate::types::{BlockNo, Owner, Slot};
+use decide::Facts;
+use entry::Entry;
+
+/// In which mode a lock is wanted on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub enum Mode {
+    Shared,
+    Exclusive,
+}
+
+/// A lock: where it is and what it covers. The order is that in which several are taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct LockId {
+    pub kind: LockKind,
+    pub at: BlockNo,
+}
+
+/// How long a thread may wait.
+#[derive(Clone, Debug, Default)]
+pub struct Patience {
+    pub may_wait: bool,
+    pub interrupt: Option<Arc<AtomicBool>>,
+}
+
+impl Patience {
+    /// As long as it takes.
+    pub fn endless() -> Self {
+        Patience { may_wait: true, interrupt: None }
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
+/// Why a lock could not be had.
+#[derive(Clone, Debug, Error)]
+pub enum LockError {
+    #[error("would have to wait")]
+    WouldWait,
+    #[error("interrupted")]
+    Interrupted,
+    #[error("{0:?} held this and its journal can't be replayed; run fsck.lunfs")]
+    Lost(Owner),
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+}
+
+/// What a lock's keeper does before the lock leaves; implemented above the journal and the caches.
+pub trait Steward: Send + Sync {
+    /// Make the kernel forget what the lock covers. Serving goes on meanwhile.
+    fn silence(&self, lock: LockId);
+    /// Make everything under the lock durable and in place. Nobody has access to the lock meanwhile.
+    fn settle(&self, lock: LockId) -> Result<(), String>;
+    /// How the inode under the lock is used on this host.
+    fn usage(&self, lock: LockId) -> Usage;
+    /// What kind of lock lies at an address that came from outside; `None`: no lock.
+    fn kind_of(&self, at: BlockNo) -> Option<LockKind>;
+}
+
+/// How an inode is used on this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    pub open: bool,
+    /// Open for writing: the lock is held exclusively or not at all.
+    pub writable: bool,
+}
+
+/// Lock movements of this host.
+#[derive(Default, Debug)]
+pub struct LockStats {
+    /// Grants that took a disk access.
+    pub acquired: AtomicU64,
+    pub given: AtomicU64,
+    /// Waits behind another host, and their nanoseconds.
+    pub waits: AtomicU64,
+    pub wait_ns: AtomicU64,
+}
+
+const SHARDS: usize = 16;
+
+/// All locks of this host.
+pub struct LockManager {
+    ats: Arc<Ats>,
+    me: Owner,
+    peers: Arc<Peers>,
+    demand: Arc<Demand>,
+    shards: [Mutex<HashMap<BlockNo, Arc<Entry>>>; SHARDS],
+    steward: OnceLock<Weak<dyn Steward>>,
+    pub stats: LockStats,
+}
+
+/// Between two looks at a lock that is waited for: at first, at most while it is young, at most ever.
+const POLL_FIRST: Duration = Duration::from_micros(500);
+const POLL_YOUNG: Duration = Duration::from_millis(4);
+const POLL_OLD: Duration = Duration::from_millis(100);
+/// A wait older than this polls slowly.
+const YOUNG: Duration = Duration::from_millis(500);
+/// A holder is rung again after this long without effect.
+const RING_AGAIN: Duration = Duration::from_secs(1);
+const DEAD_PAUSE: Duration = Duration::from_millis(500);
+
+enum Attempt {
+    Holds { image: Image<LockRecord>, held: Held, unseen: bool },
+    MustAsk { image: Image<LockRecord>, ask: Vec<Owner> },
+    Dead { image: Image<LockRecord>, owner: Owner },
+}
+
+impl LockManager {
+    pub fn new(ats: Arc<Ats>, me: Owner, peers: Arc<Peers>, demand: Arc<Demand>) -> Arc<Self> {
+        let this = Arc::new(LockManager {
+            ats,
+            me,
+            peers,
+            demand,
+            shards: Default::default(),
+            steward: OnceLock::new(),
+            stats: LockStats::default(),
+        });
+        this.demand.set_sink(Arc::downgrade(&this));
+        this
+    }
+
+    /// Who is asked before a lock leaves. Set once, before the first acquisition.
+    pub fn set_steward(&self, steward: Weak<dyn Steward>) {
+        let _ = self.steward.set(steward);
+    }
+
+    fn steward(&self) -> Option<Arc<dyn Steward>> {
+        self.steward.get()?.upgrade()
+    }
+
+    pub fn me(&self) -> Owner {
+        self.me
+    }
+
+    fn shard(&self, at: BlockNo) -> &Mutex<HashMap<BlockNo, Arc<Entry>>> {
+        // Locks of a group are neighbours; spread groups, not neighbours.
+        &self.shards[(at.0 / 16) as usize % SHARDS]
+    }
+
+    fn entry(&self, id: LockId) -> Arc<Entry> {
+        self.shard(id.at).lock().entry(id.at).or_insert_with(|| Arc::new(Entry::new(id))).clone()
+    }
+
+    fn known(&self, at: BlockNo) -> Option<Arc<Entry>> {
+        self.shard(at).lock().get(&at).cloned()
+    }
+
+    /// Is the lock held here well enough, as far as memory says? A hint.
+    pub fn holds(&self, id: LockId, mode: Mode) -> bool {
+        self.known(id.at).is_some_and(|e| e.state.lock().held.covers(mode))
+    }
+
+    /// The record as last seen; a hint.
+    pub fn last_record(&self, id: LockId) -> Option<LockRecord> {
+        self.known(id.at)?.state.lock().image.as_ref().map(|i| i.record.clone())
+    }
+
+    /// Takes over the lock of a group just born by a plain write of this host: held from birth. Returns the
+    /// epoch under which its body is true.
+    pub fn adopt_born(&self, record: &LockRecord) -> u64 {
+        let entry = self.entry(LockId { kind: record.kind, at: record.address });
+        let mut state = entry.state.lock();
+        if let LockMode::Exclusive { owner, tenure } = record.mode
+            && owner == self.me
+        {
+            state.held = Held::Exclusive(tenure);
+            state.valid_at = Some(record.change_counter);
+            state.epoch += 1;
+            state.image = Some(self.ats.image_of_born(record));
+        }
+        state.epoch
+    }
+
+    /// A nonce that no image on this volume ever carried.
+    pub fn fresh_nonce(&self) -> crate::layout::Nonce {
+        self.ats.fresh_nonce()
+    }
+
+    /// Gets access to what the lock covers, taking the lock on the disk if this host does not hold it in
+    /// `mode`. The guard keeps it until dropped.
+    pub fn acquire(
+        &self,
+        id: LockId,
+        mode: Mode,
+        access: Access,
+        patience: &Patience,
+    ) -> Result<Guard, LockError> {
+        let entry = self.entry(id);
+        let mut state = entry.state.lock();
+        let mut posted: Option<Posted> = None;
+        let result = loop {
+            if state.held.covers(mode) && !state.closing {
+                if state.admits(access) {
+                    break Ok(());
+                }
+                if !patience.may_wait {
+                    break Err(LockError::WouldWait);
+                }
+                state = entry.queue(state, access, patience);
+            } else if !patience.may_wait {
+                break Err(LockError::WouldWait);
+            } else if state.busy || state.closing || (posted.is_none() && state.polled_for >= Some(mode)) {
+                state.queued_mode = state.queued_mode.max(Some(mode));
+                state.queued += 1;
+                state = entry.wait(state, patience);
+                state.queued -= 1;
+                if state.queued == 0 {
+                    state.queued_mode = None;
+                }
+            } else {
+                state.busy = true;
+                let (image, held) = (state.image.clone(), state.held);
+                drop(state);
+                let attempt = self.attempt(id, image, held, mode, posted.is_some());
+                state = entry.state.lock();
+                state.busy = false;
+                entry.changed.notify_all();
+                match attempt {
+                    Err(e) => break Err(e.into()),
+                    Ok(Attempt::Holds { image, held, unseen }) => {
+                        self.stats.acquired.fetch_add(1, Ordering::Relaxed);
+                        let waiters = image.record.waiters;
+                        state.adopt(image, held, unseen && posted.is_none());
+                        if !waiters.without(self.me.slot).is_empty() {
+                            self.demand.look_at(waiters.without(self.me.slot));
+                        }
+                    }
+                    Ok(Attempt::Dead { image, owner }) => {
+                        if self.peers.liveness(owner) == Liveness::Lost {
+                            break Err(LockError::Lost(owner));
+                        }
+                        state.image = Some(image);
+                        drop(state);
+                        let wait = posted.get_or_insert_with(|| Posted::new(self));
+                        wait.say_dead(id, owner);
+                        crate::rt::sleep(DEAD_PAUSE);
+                        state = entry.state.lock();
+                    }
+                    Ok(Attempt::MustAsk { image, ask }) => {
+                        let since = image.record.swap_counter;
+                        state.image = Some(image);
+                        state.polled_for = state.polled_for.max(Some(mode));
+                        drop(state);
+                        let wait = posted.get_or_insert_with(|| Posted::new(self));
+                        let asked = wait.ask(id, mode, since, &ask);
+                        state = entry.state.lock();
+                        if let Err(e) = asked {
+                            break Err(e.into());
+                        }
+                        // The lock may have been changed by this host meanwhile: look before sleeping.
+                        if !(state.held.covers(mode) && !state.closing) {
+                            state = entry.changed.wait_timeout(state, wait.pause()).0;
+                        }
+                    }
+                }
+                if patience.interrupted() {
+                    break Err(LockError::Interrupted);
+                }
+            }
+            if patience.interrupted() {
+                break Err(LockError::Interrupted);
+            }
+        };
+        if let Some(wait) = posted {
+            state.polled_for = None;
+            entry.changed.notify_all();
+            self.demand.withdraw(id.at);
+            self.stats.waits.fetch_add(1, Ordering::Relaxed);
+            self.stats.wait_ns.fetch_add(wait.begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+        result?;
+        state.enter(access);
+        let (epoch, held) = (state.epoch, state.held);
+        drop(state);
+        Ok(Guard::new(entry, access, epoch, held))
+    }
+
+    /// Access as far as this host's memory gives it at once: no disk, no waiting.
+    pub fn try_held(&self, id: LockId, mode: Mode, access: Access) -> Option<Guard> {
+        let entry = self.known(id.at)?;
+        let mut state = entry.state.lock();
+        if !state.held.covers(mode) || state.closing || !state.admits(access) {
+            return None;
+        }
+        state.enter(access);
+        let (epoch, held) = (state.epoch, state.held);
+        drop(state);
+        Some(Guard::new(entry, access, epoch, held))
+    }
+
+    /// Access without waiting for anybody, of this host or another: what memory or one look at the disk gives.
+    pub fn try_acquire(&self, id: LockId, mode: Mode, access: Access) -> Result<Option<Guard>, LockError> {
+        let entry = self.entry(id);
+        let mut state = entry.state.lock();
+        if !(state.held.covers(mode) && !state.closing) {
+            if state.busy || state.closing || state.polled_for.is_some() {
+                return Ok(None);
+            }
+            state.busy = true;
+            let (image, held) = (state.image.clone(), state.held);
+            drop(state);
+            let attempt = self.attempt(id, image, held, mode, false);
+            state = entry.state.lock();
+            state.busy = false;
+            entry.changed.notify_all();
+            match attempt? {
+                Attempt::Holds { image, held, unseen } => {
+                    self.stats.acquired.fetch_add(1, Ordering::Relaxed);
+                    let waiters = image.record.waiters.without(self.me.slot);
+                    state.adopt(image, held, unseen);
+                    if !waiters.is_empty() {
+                        self.demand.look_at(waiters);
+                    }
+                }
+                Attempt::MustAsk { image, .. } | Attempt::Dead { image, .. } => {
+                    state.image = Some(image);
+                    return Ok(None);
+                }
+            }
+        }
+        if !state.admits(access) {
+            return Ok(None);
+        }
+        state.enter(access);
+        let (epoch, held) = (state.epoch, state.held);
+        drop(state);
+        Ok(Some(Guard::new(entry, access, epoch, held)))
+    }
+
+    /// One look at the lock and, where that may do, one swap.
+    fn attempt(
+        &self,
+        id: LockId,
+        known: Option<Image<LockRecord>>,
+        held: Held,
+        mode: Mode,
+        waiting: bool,
+    ) -> Result<Attempt, AtsError> {
+        let (mut image, mut fresh) = match known {
+            // Optimistic: compare with what we last saw. Only a swap proves an old image; anything else is
+            // decided on a new one.
+            Some(image) if !waiting => (image, false),
+            _ => (self.ats.read(IoClass::Lock, id.at)?, true),
+        };
+        loop {
+            let record = &image.record;
+            let owner = match record.mode {
+                LockMode::Exclusive { owner, .. } if owner != self.me => self.peers.liveness(owner),
+                _ => Liveness::Living,
+            };
+            let next_asks = match record.next {
+                Some(next) if next != self.me && !record.sharers.contains(next.slot) => {
+                    self.peers.liveness(next) == Liveness::Living && self.demand.asks(next, id.at)?
+                }
+                _ => false,
+            };
+            let mut sharers = Vec::new();
+            if record.mode == LockMode::Shared && mode == Mode::Exclusive {
+                for slot in record.sharers.without(self.me.slot).iter() {
+                    sharers.push((slot, self.sharer(slot)?));
+                }
+            }
+            let sharer =
+                |slot| sharers.iter().find(|(s, _)| *s == slot).map_or(Sharer::Nobody, |(_, sharer)| *sharer);
+            let facts = Facts { me: self.me, want: mode, waiting, owner, next_asks, sharer: &sharer };
+            match decide(record, &facts, held) {
+                Step::Granted { .. } | Step::Wait { .. } | Step::OwnerDead(_) if !fresh => {
+                    image = self.ats.read(IoClass::Lock, id.at)?;
+                    fresh = true;
+                }
+                Step::Granted { held, unseen } => {
+                    self.ats.settle(IoClass::Lock)?;
+                    return Ok(Attempt::Holds { image, held, unseen });
+                }
+                Step::Take { to, held } => match self.ats.swap(IoClass::Lock, &image, &to)? {
+                    Swapped::Done(image) => {
+                        // Done is not durable: nobody acts on an image before a flush.
+                        self.ats.settle(IoClass::Lock)?;
+                        return Ok(Attempt::Holds { image, held, unseen: false });
+                    }
+                    Swapped::Miscompare(found) => (image, fresh) = (found, true),
+                },
+                Step::Wait { ask } => return Ok(Attempt::MustAsk { image, ask }),
+                Step::OwnerDead(owner) => return Ok(Attempt::Dead { image, owner }),
+            }
+        }
+    }
+
+    /// Who stands behind a share bit; a slot that seems empty is read again now, after the image was.
+    fn sharer(&self, slot: Slot) -> Result<Sharer, AtsError> {
+        let record = match self.peers.last_seen(slot) {
+            Some(record) if record.living(slot).is_some() => record,
+            _ => self.peers.fresh(slot)?,
+        };
+        let owner = Owner { slot, incarnation: record.incarnation };
+        if record.incarnation.0 == 0 {
+            return Ok(Sharer::Nobody);
+        }
+        Ok(match self.peers.liveness(owner) {
+            Liveness::Living => Sharer::Living(owner),
+            Liveness::Settled => Sharer::Nobody,
+            Liveness::Dead | Liveness::Lost => Sharer::Dead(owner),
+        })
+    }
+}
+
+/// A wait that others know of.
+struct Posted<'a> {
+    manager: &'a LockManager,
+    begun: Instant,
+    pause: Duration,
+    since: Option<u64>,
+    rung: Vec<(Owner, Instant)>,
+    said_dead: Option<Instant>,
+}
+
+impl<'a> Posted<'a> {
+    fn new(manager: &'a LockManager) -> Self {
+        Posted {
+            manager,
+            begun: Instant::now(),
+            pause: POLL_FIRST,
+            since: None,
+            rung: Vec::new(),
+            said_dead: None,
+        }
+    }
+
+    /// Writes the request first, then rings whoever was not rung lately.
+    fn ask(&mut self, id: LockId, mode: Mode, counter: u64, ask: &[Owner]) -> Result<(), AtsError> {
+        // Age belongs to the wait: it does not grow younger when the lock moves meanwhile.
+        let since = *self.since.get_or_insert(counter);
+        let want = match mode {
+            Mode::Shared => Want::Shared,
+            Mode::Exclusive => Want::Exclusive,
+        };
+        let demand = &self.manager.demand;
+        demand.post(id.at, want, since)?;
+        for owner in ask {
+            match self.rung.iter_mut().find(|(o, _)| o == owner) {
+                Some((_, at)) if at.elapsed() < RING_AGAIN => {}
+                Some((_, at)) => {
+                    *at = Instant::now();
+                    demand.ring(*owner)?;
+                }
+                None => {
+                    self.rung.push((*owner, Instant::now()));
+                    demand.ring(*owner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Duration {
+        let now = self.pause;
+        let most = if self.begun.elapsed() < YOUNG { POLL_YOUNG } else { POLL_OLD };
+        self.pause = (now * 3 / 2).min(most);
+        now
+    }
+
+    fn say_dead(&mut self, id: LockId, owner: Owner) {
+        if self.said_dead.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+            self.said_dead = Some(Instant::now());
+            let name = self.manager.peers.last_seen(owner.slot).map(|r| r.host_name).unwrap_or_default();
+            log::warn!(
+                "waiting for the {} lock at block {}: its owner, host \"{name}\" ({owner}), is dead and not recovered",
+                id.kind.name(),
+                id.at
+            );
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Giving a lock to a host that asked.
+//!
+//! The order is what keeps readers right: serve on while the kernel is made to forget; go round again if
+//! anything was served meanwhile; close; settle; swap. Without the second look a page filled between the
+//! invalidation and the release stays cached for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::decide::{Giving, give};
+use super::demand::RequestSink;
+use super::entry::Entry;
+use super::{Access, Held, LockId, LockManager, Mode, Patience, Usage, Wanted};
+use crate::ats::{AtsError, Swapped};
+use crate::layout::demand::{Request, Want};
+use crate::layout::lock::{LockMode, LockRecord};
+use crate::lease::IoClass;
+use crate::rt::{self, Instant};
+use crate::types::{BlockNo, Owner};
+
+/// A lock just granted stays until a waiting thread used it, but no longer than this.
+const FIRST_USE: Duration = Duration::from_millis(50);
+/// A busy lock stays at least this long, so that it does useful work before it moves.
+const MIN_HOLD: Duration = Duration::from_millis(2);
+/// A lock unused for this long moves at once.
+const IDLE: Duration = Duration::from_micros(200);
+/// Rounds of invalidation before readers are slowed down.
+const FREE_ROUNDS: u32 = 40;
+
+impl RequestSink for LockManager {
+    fn on_request(self: Arc<Self>, by: Owner, request: Request) {
+        let mode = match request.want {
+            Want::Shared => Mode::Shared,
+            Want::Exclusive => Mode::Exclusive,
+            Want::Openers => {
+                self.look_at_opener(request.lock);
+                return;
+            }
+        };
+        let entry = match self.known(request.lock) {
+            Some(entry) => entry,
+            // We know nothing of it, but the disk may name us; an address from outside is believed only
+            // if its cluster says that a lock is there.
+            None => match self.steward().and_then(|s| s.kind_of(request.lock)) {
+                Some(kind) => self.entry(LockId { kind, at: request.lock }),
+                None => return,
+            },
+        };
+        let mut state = entry.state.lock();
+        let wanted = Wanted { by, mode, since: request.since };
+        match state.wanted.iter_mut().find(|w| w.by.slot == by.slot) {
+            Some(known) => *known = wanted,
+            None => state.wanted.push(wanted),
+        }
+        if !state.giving {
+            state.giving = true;
+            let entry = entry.clone();
+            drop(state);
+            rt::spawn("give", move || self.give_loop(&entry));
+        }
+    }
+}
+
+impl LockManager {
+    /// Somebody wants to free an inode and asks whether it is still open here. Whoever takes the lock and
+    /// gives it away again says so in the same swap.
+    fn look_at_opener(self: Arc<Self>, lock: BlockNo) {
+        let Some(kind) = self.steward().and_then(|s| s.kind_of(lock)) else { return };
+        let id = LockId { kind, at: lock };
+        if self.steward().is_none_or(|s| s.usage(id).open) {
+            return;
+        }
+        rt::spawn("openers", move || {
+            if let Err(e) = self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()) {
+                log::debug!("telling that inode lock {} is not open here: {e}", id.at);
+            }
+        });
+    }
+
+    fn give_loop(self: Arc<Self>, entry: &Entry) {
+        loop {
+            match self.give_once(entry) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(e) => {
+                    let mut state = entry.state.lock();
+                    state.giving = false;
+                    state.wanted.clear();
+                    log::warn!("giving the {} lock at block {}: {e}", entry.id.kind.name(), entry.id.at);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Serves the oldest wish. `Ok(false)`: nothing left to do.
+    fn give_once(&self, entry: &Entry) -> Result<bool, AtsError> {
+        let id = entry.id;
+        let mut state = entry.state.lock();
+        let target = loop {
+            let Some(target) = state.wanted.iter().min_by_key(|w| (w.since, w.by.slot)).copied() else {
+                state.giving = false;
+                return Ok(false);
+            };
+            if state.busy {
+                state = entry.changed.wait(state);
+                continue;
+            }
+            if state.held == Held::Shared && target.mode == Mode::Shared {
+                // Who wants a share joins by itself.
+                state.wanted.retain(|w| w.by != target.by);
+                continue;
+            }
+            if state.held != Held::Nothing {
+                let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
+                let first_use = state.unused && state.queued > 0 && since_grant < FIRST_USE;
+                let in_use = since_grant < MIN_HOLD && state.last_use.is_some_and(|at| at.elapsed() < IDLE);
+                if first_use || in_use {
+                    state = entry.changed.wait_timeout(state, IDLE).0;
+                    continue;
+                }
+            }
+            break target;
+        };
+        if state.held == Held::Nothing {
+            // The lock block alone says who holds: if it names us we hold it, known or not.
+            state.busy = true;
+            drop(state);
+            let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
+            let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+            state = entry.state.lock();
+            state.busy = false;
+            entry.changed.notify_all();
+            let image = settled?;
+            let record = image.record.clone();
+            match record.mode {
+                LockMode::Exclusive { owner, tenure } if owner == self.me => {
+                    state.adopt(image, Held::Exclusive(tenure), true);
+                    // Not seen to begin, so nothing is known of what happened in it.
+                    entry.dirtied.store(true, Ordering::Release);
+                    return Ok(true);
+                }
+                LockMode::Shared if record.sharers.contains(self.me.slot) => {
+                    // Of an earlier life of our slot, or granted to a thread that gave up.
+                    state.adopt(image, Held::Shared, true);
+                    return Ok(true);
+                }
+                _ => {
+                    state.image = Some(image);
+                    state.wanted.retain(|w| w.by != target.by);
+                    return Ok(true);
+                }
+            }
+        }
+        drop(state);
+        let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
+        let keep_share = target.mode == Mode::Shared && !usage.writable;
+        if !self.close(entry, keep_share) {
+            return Ok(true);
+        }
+        let result = self.hand_over(entry, target, keep_share);
+        let mut state = entry.state.lock();
+        state.closing = false;
+        state.busy = false;
+        entry.changed.notify_all();
+        result.map(|()| true)
+    }
+
+    /// Brings the lock to where nothing is served under it and nothing will be. False: it left meanwhile.
+    fn close(&self, entry: &Entry, keep_share: bool) -> bool {
+        let mut round = 0;
+        let mut state = entry.state.lock();
+        loop {
+            if state.held == Held::Nothing {
+                state.throttle = false;
+                return false;
+            }
+            let downgrade = keep_share && matches!(state.held, Held::Exclusive(_));
+            let served = state.served;
+            if !downgrade {
+                // Readers go on meanwhile: what the kernel locks for a read would block us otherwise.
+                drop(state);
+                if let Some(steward) = self.steward() {
+                    steward.silence(entry.id);
+                }
+                state = entry.state.lock();
+            }
+            while state.busy {
+                state = entry.changed.wait(state);
+            }
+            // Who only reads may stay while we step down to a share.
+            let quiet = if downgrade { !state.writing() } else { state.idle() && state.served == served };
+            if quiet && state.held != Held::Nothing {
+                state.closing = true;
+                state.busy = true;
+                state.throttle = false;
+                return true;
+            }
+            if !state.idle() {
+                state = entry.changed.wait_timeout(state, Duration::from_millis(10)).0;
+            }
+            round += 1;
+            state.throttle = round > FREE_ROUNDS;
+        }
+    }
+
+    /// Settles the lock and swaps it away. Called with `closing` and `busy` set.
+    fn hand_over(&self, entry: &Entry, target: Wanted, keep_share: bool) -> Result<(), AtsError> {
+        let id = entry.id;
+        if let Some(steward) = self.steward()
+            && let Err(e) = steward.settle(id)
+        {
+            // The lock stays: what it covers can't be made true on the disk. The volume withdraws.
+            log::error!("settling the {} lock at block {}: {e}", id.kind.name(), id.at);
+            entry.state.lock().wanted.clear();
+            return Ok(());
+        }
+        let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
+        let (mut image, held, own_wait) = {
+            let state = entry.state.lock();
+            let Some(image) = state.image.clone() else { return Ok(()) };
+            (image, state.held, state.queued_mode)
+        };
+        if let Some(mode) = own_wait {
+            // Threads of ours wait behind this: say so in the image and save everybody two rings.
+            let want = if mode == Mode::Exclusive { Want::Exclusive } else { Want::Shared };
+            self.demand.post(id.at, want, image.record.swap_counter + 1)?;
+        }
+        let changed = entry.dirtied.load(Ordering::Acquire) && matches!(held, Held::Exclusive(_));
+        loop {
+            let waiters = {
+                let state = entry.state.lock();
+                let asked = state.wanted.iter().fold(image.record.waiters, |set, w| set.with(w.by.slot));
+                match own_wait {
+                    Some(_) => asked.with(self.me.slot),
+                    None => asked.without(self.me.slot),
+                }
+            };
+            let giving = Giving { me: self.me, keep_share, open: usage.open, changed, waiters };
+            let Some((to, left)) = give(&image.record, held, target, &giving) else {
+                let mut state = entry.state.lock();
+                state.wanted.retain(|w| w.by != target.by);
+                if !image.record.sharers.contains(self.me.slot) {
+                    state.held = Held::Nothing;
+                    state.valid_at = None;
+                }
+                state.image = Some(image);
+                return Ok(());
+            };
+            // Our tenure ends here, at the issue of the swap, whatever becomes of it.
+            entry.state.lock().held = Held::Nothing;
+            match self.ats.swap(IoClass::Lock, &image, &to)? {
+                Swapped::Done(new) => {
+                    self.stats.given.fetch_add(1, Ordering::Relaxed);
+                    entry.dirtied.store(false, Ordering::Release);
+                    let mut state = entry.state.lock();
+                    // What we keep in memory is what is in place at this counter.
+                    if matches!(held, Held::Exclusive(_)) {
+                        state.valid_at = Some(new.record.change_counter);
+                    }
+                    state.held = left;
+                    state.image = Some(new);
+                    state.granted_at = Some(Instant::now());
+                    if left == Held::Nothing {
+                        // The image carries the other waiters; they are the new owner's to serve.
+                        state.wanted.clear();
+                    } else {
+                        state.wanted.retain(|w| w.by != target.by);
+                    }
+                    drop(state);
+                    if left != Held::Nothing {
+                        self.ats.settle(IoClass::Lock)?;
+                    }
+                    return Ok(());
+                }
+                Swapped::Miscompare(found) if matches!(held, Held::Exclusive(_)) => {
+                    let reason = format!(
+                        "the {} lock at block {} was taken from this host while it held it exclusively: \
+                         ours {:?}, found {:?}",
+                        id.kind.name(),
+                        id.at,
+                        image.record,
+                        found.record
+                    );
+                    log::error!("{reason}");
+                    self.ats.door().lease().end(&reason);
+                    return Ok(());
+                }
+                // Other sharers came or went: decide anew.
+                Swapped::Miscompare(found) => image = found,
+            }
+        }
+    }
+
+    /// How many locks this host remembers, and how many of them it holds.
+    pub fn population(&self) -> (usize, usize) {
+        let mut known = 0;
+        let mut held = 0;
+        for shard in &self.shards {
+            let shard = shard.lock();
+            known += shard.len();
+            held += shard.values().filter(|e| e.state.lock().held != Held::Nothing).count();
+        }
+        (known, held)
+    }
+}

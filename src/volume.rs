@@ -1,0 +1,447 @@
+//! A mounted volume: joins the rooms below it, in the order in which a mount needs them.
+//!
+//! Mount: read the superblock; claim a slot; beat; take the volume lock shared and read the superblock again
+//! under it; begin an empty journal; serve. Leave: stop serving; everything durable and in place; the slot
+//! says *left* last. A lock that still names a slot that left is free.
+//!
+//! Not for: the kernel (`fuse`), or parsing what users typed.
+
+mod identity;
+
+pub use identity::local_identity;
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use thiserror::Error;
+use zerocopy::transmute_ref;
+
+use crate::ats::{Ats, AtsError};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError};
+use crate::fs::api::{KernelCaches, Operations};
+use crate::fs::{Fs, Parts};
+use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
+use crate::journal::Journal;
+use crate::layout::cluster::{ClusterHeader, ClusterMap};
+use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geometry, inode_of_lock};
+use crate::layout::lock::LockKind;
+use crate::layout::slot::Durations;
+use crate::layout::superblock::{Superblock, SuperblockError};
+use crate::lease::{CommandCounts, Door, IoClass, Lease, LeaseState};
+use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward, Usage};
+use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
+use crate::store::{Store, StoreError};
+use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
+
+/// What a mount may choose.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    pub host: HostIdentity,
+    pub read_only: bool,
+    /// Memory for clean metadata blocks.
+    pub cache_mib: u32,
+}
+
+/// Why a volume could not be mounted. One clear sentence each.
+#[derive(Debug, Error)]
+pub enum MountError {
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error("the volume lock: {0}")]
+    VolumeLock(LockError),
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+    #[error("the superblock changed to another volume while it was being mounted")]
+    Changed,
+}
+
+/// Why leaving was not clean; others will have to recover this host.
+#[derive(Debug, Error)]
+pub enum LeaveError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+}
+
+type EndHook = Box<dyn FnOnce(String) + Send>;
+
+/// Uncommitted changes wait at most this long for their commit.
+const COMMIT_AGE: Duration = Duration::from_secs(4);
+const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
+/// Other slots' orphan lists are looked through this often.
+const SWEEP_PERIOD: Duration = Duration::from_secs(120);
+
+/// A volume as one host has it mounted.
+pub struct Volume {
+    superblock: Superblock,
+    door: Arc<Door>,
+    heartbeat: Arc<Heartbeat>,
+    demand: Arc<Demand>,
+    locks: Arc<LockManager>,
+    store: Arc<Store>,
+    fs: Arc<Fs>,
+    steward: Arc<VolumeSteward>,
+    keeper: Arc<Keeper>,
+    end_hooks: Arc<Mutex<Vec<EndHook>>>,
+    volume_guard: Mutex<Option<Guard>>,
+    left: Mutex<bool>,
+}
+
+/// Knows what has to happen before a lock leaves.
+struct VolumeSteward {
+    geometry: Geometry,
+    door: Arc<Door>,
+    store: Arc<Store>,
+    fs: OnceLock<Weak<Fs>>,
+    kernel: Mutex<Option<Arc<dyn KernelCaches>>>,
+    superblock: Superblock,
+}
+
+/// The thread that commits, checkpoints and reaps in the background.
+struct Keeper {
+    stop: Mutex<bool>,
+    wake: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Reads and checks the superblock of a device.
+pub fn read_superblock(device: &dyn BlockDevice, read_only: bool) -> Result<Superblock, MountError> {
+    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
+    let device_bytes = device.geometry().size_bytes;
+    if device_bytes < buf.len() as u64 {
+        return Err(SuperblockError::NotLunfs { at: BlockNo(0) }.into());
+    }
+    device.read(0, &mut buf)?;
+    let Some(block) = buf.first_chunk::<BLOCK_BYTES>() else {
+        return Err(SuperblockError::NotLunfs { at: BlockNo(0) }.into());
+    };
+    let superblock = Superblock::decode(block, BlockNo(0), read_only)?;
+    superblock.check_device_size(device_bytes)?;
+    Ok(superblock)
+}
+
+impl Volume {
+    /// Mounts the volume on `device` for one host. Returns when operations can be served.
+    pub fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Arc<Volume>, MountError> {
+        let superblock = read_superblock(&*device, options.read_only)?;
+        let geometry = superblock.geometry;
+        let device_geometry = device.geometry();
+        let door = Arc::new(Door::new(device.clone(), Arc::new(Lease::new())));
+        let ats = Arc::new(Ats::new(door.clone(), superblock.volume));
+        let hold_ms = u32::try_from(device_geometry.hold_time.as_millis()).unwrap_or(u32::MAX);
+        let durations = Durations { hold_ms, ..superblock.durations };
+        let Claim { me, image, issued } = claim(&ats, &geometry, &options.host, durations)?;
+        let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
+        let mounted = Self::mount_claimed(superblock, door, ats, heartbeat.clone(), &*device, &options);
+        if mounted.is_err() {
+            // Nothing was done in this life: it ends as if it had left.
+            if let Err(e) = heartbeat.leave() {
+                log::warn!("giving the slot back: {e}");
+            }
+        }
+        mounted
+    }
+
+    fn mount_claimed(
+        superblock: Superblock,
+        door: Arc<Door>,
+        ats: Arc<Ats>,
+        heartbeat: Arc<Heartbeat>,
+        device: &dyn BlockDevice,
+        options: &MountOptions,
+    ) -> Result<Arc<Volume>, MountError> {
+        let geometry = superblock.geometry;
+        let me = heartbeat.me();
+        heartbeat.peers().look()?;
+        let demand = Demand::new(ats.clone(), geometry, me, heartbeat.peers().clone());
+        let locks = LockManager::new(ats, me, heartbeat.peers().clone(), demand.clone());
+        let journal = Journal::begin(door.clone(), superblock.volume, &geometry, me)?;
+        let cache_blocks = options.cache_mib as usize * (1 << 20) / BLOCK_BYTES;
+        let store = Arc::new(Store::new(
+            door.clone(),
+            superblock.volume,
+            journal,
+            heartbeat.published.clone(),
+            cache_blocks,
+        ));
+        let steward = Arc::new(VolumeSteward {
+            geometry,
+            door: door.clone(),
+            store: store.clone(),
+            fs: OnceLock::new(),
+            kernel: Mutex::new(None),
+            superblock: superblock.clone(),
+        });
+        let as_steward: Arc<dyn Steward> = steward.clone();
+        locks.set_steward(Arc::downgrade(&as_steward));
+        demand.start()?;
+        let id = LockId { kind: LockKind::Volume, at: geometry.volume_lock() };
+        let volume_guard = locks.acquire(id, Mode::Shared, Access::Read, &Patience::endless());
+        let volume_guard = match volume_guard {
+            Ok(guard) => guard,
+            Err(e) => {
+                demand.stop();
+                return Err(MountError::VolumeLock(e));
+            }
+        };
+        // Features and size are believed only under the lock that covers them.
+        match read_superblock(device, options.read_only) {
+            Ok(again) if again.volume == superblock.volume => {}
+            other => {
+                demand.stop();
+                return Err(other.err().unwrap_or(MountError::Changed));
+            }
+        }
+        let fs = Arc::new(Fs::new(Parts {
+            superblock: superblock.clone(),
+            locks: locks.clone(),
+            demand: demand.clone(),
+            peers: heartbeat.peers().clone(),
+            store: store.clone(),
+            read_only: options.read_only,
+        }));
+        let _ = steward.fs.set(Arc::downgrade(&fs));
+        let keeper =
+            Arc::new(Keeper { stop: Mutex::new(false), wake: Condvar::new(), thread: Mutex::new(None) });
+        let thread = {
+            let (keeper, store, fs) = (keeper.clone(), store.clone(), fs.clone());
+            rt::spawn("keeper", move || keeper.run(&store, &fs))
+        };
+        *keeper.thread.lock() = Some(thread);
+        let end_hooks: Arc<Mutex<Vec<EndHook>>> = Arc::default();
+        {
+            // Takes no lock of ours until the lease has ended, so that nothing can delay it.
+            let (lease, hooks, steward) = (door.lease().clone(), end_hooks.clone(), steward.clone());
+            rt::spawn("fence", move || {
+                let reason = lease.wait_for_end();
+                if reason == LEFT {
+                    return;
+                }
+                log::error!("this host stops using the volume: {reason}");
+                if let Some(kernel) = steward.kernel.lock().clone() {
+                    kernel.silence();
+                }
+                for hook in hooks.lock().drain(..) {
+                    hook(reason.clone());
+                }
+            });
+        }
+        log::info!(
+            "mounted volume \"{}\" ({}) as host \"{}\", {me}",
+            superblock.label,
+            superblock.volume,
+            options.host.name
+        );
+        Ok(Arc::new(Volume {
+            superblock,
+            door,
+            heartbeat,
+            demand,
+            locks,
+            store,
+            fs,
+            steward,
+            keeper,
+            end_hooks,
+            volume_guard: Mutex::new(Some(volume_guard)),
+            left: Mutex::new(false),
+        }))
+    }
+
+    pub fn operations(&self) -> Arc<dyn Operations> {
+        self.fs.clone()
+    }
+
+    pub fn fs(&self) -> &Arc<Fs> {
+        &self.fs
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub fn locks(&self) -> &Arc<LockManager> {
+        &self.locks
+    }
+
+    pub fn heartbeat(&self) -> &Arc<Heartbeat> {
+        &self.heartbeat
+    }
+
+    pub fn door(&self) -> &Arc<Door> {
+        &self.door
+    }
+
+    /// From now on the kernel is made to forget what a lock covers before it leaves.
+    pub fn attach_kernel(&self, caches: Arc<dyn KernelCaches>) {
+        *self.steward.kernel.lock() = Some(caches);
+    }
+
+    /// Calls `hook` with the reason when this host may not use the volume any more.
+    pub fn on_end(&self, hook: impl FnOnce(String) + Send + 'static) {
+        if self.door.lease().state() == LeaseState::Ended {
+            hook(self.door.lease().reason().unwrap_or_default());
+            return;
+        }
+        self.end_hooks.lock().push(Box::new(hook));
+    }
+
+    /// Commands that operations caused so far.
+    pub fn operation_counts(&self) -> CommandCounts {
+        self.door.operation_counts()
+    }
+
+    /// Leaves the volume cleanly: everything durable and in place, the slot given back. The kernel's mount
+    /// is gone by now. A second call does nothing.
+    pub fn leave(&self) -> Result<(), LeaveError> {
+        let mut left = self.left.lock();
+        if *left {
+            return Ok(());
+        }
+        *left = true;
+        self.keeper.stop();
+        if !self.door.lease().allows() {
+            self.heartbeat.abandon();
+            self.demand.stop();
+            return Ok(());
+        }
+        self.fs.reap();
+        self.store.drain()?;
+        self.demand.stop();
+        drop(self.volume_guard.lock().take());
+        self.heartbeat.leave()?;
+        self.door.lease().end(LEFT);
+        Ok(())
+    }
+}
+
+/// Why the lease of a host that left ended.
+const LEFT: &str = "left the volume";
+
+impl Keeper {
+    fn run(&self, store: &Store, fs: &Fs) {
+        let mut next_sweep = Instant::now();
+        loop {
+            {
+                let mut stop = self.stop.lock();
+                let until = Instant::now() + HOUSEKEEP_PERIOD;
+                while !*stop && Instant::now() < until {
+                    stop = self.wake.wait_until(stop, until).0;
+                }
+                if *stop {
+                    return;
+                }
+            }
+            if !store.door().lease().allows() {
+                return;
+            }
+            if let Err(e) = store.housekeep(COMMIT_AGE) {
+                log::error!("background commit: {e}");
+            }
+            if Instant::now() >= next_sweep {
+                next_sweep = Instant::now() + SWEEP_PERIOD;
+                if let Err(e) = fs.sweep() {
+                    log::warn!("looking for orphans: {e}");
+                }
+            }
+            fs.reap();
+        }
+    }
+
+    fn stop(&self) {
+        *self.stop.lock() = true;
+        self.wake.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl VolumeSteward {
+    fn fs(&self) -> Option<Arc<Fs>> {
+        self.fs.get()?.upgrade()
+    }
+
+    /// Is there an inode group in which `lock` is the lock of an inode? Read without the cluster's lock: a
+    /// group is a group for ever, so the answer can only be too cautious, and whoever asked asks again.
+    fn is_group_lock(&self, lock: BlockNo) -> bool {
+        let ino = inode_of_lock(lock);
+        if self.geometry.is_system_inode(ino) {
+            return true;
+        }
+        let Some(cluster) = self.geometry.cluster_of(lock) else { return false };
+        let offset = lock.0 - self.geometry.cluster(cluster).0;
+        if offset % GROUP_BLOCKS >= GROUP_INODES {
+            return false;
+        }
+        let chunk = offset / GROUP_BLOCKS;
+        let volume = self.superblock.volume;
+        let read = |at: BlockNo| {
+            let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
+            self.door.read(IoClass::Lock, at, &mut buf).ok().map(|()| buf)
+        };
+        let Some(header) = read(self.geometry.cluster_header(cluster)) else { return false };
+        let Some(header) = header.first_chunk::<BLOCK_BYTES>() else { return false };
+        let Ok(header) = ClusterHeader::parse(header, &self.geometry, volume, cluster) else { return false };
+        let map = chunk / CHUNKS_PER_MAP;
+        if header.summaries.get(map as usize).is_none_or(|s| s.written == 0) {
+            return false;
+        }
+        let at = self.geometry.cluster_map(cluster, map);
+        let Some(block) = read(at) else { return false };
+        let Some(block) = block.first_chunk::<BLOCK_BYTES>() else { return false };
+        let Ok(_) = ClusterMap::parse(block, volume, at) else { return false };
+        let map: &ClusterMap = transmute_ref!(block);
+        map.chunks[(chunk % CHUNKS_PER_MAP) as usize].group == 1
+    }
+}
+
+impl Steward for VolumeSteward {
+    fn silence(&self, lock: LockId) {
+        if lock.kind != LockKind::Inode {
+            return;
+        }
+        let Some(kernel) = self.kernel.lock().clone() else { return };
+        let ino: InodeNo = inode_of_lock(lock.at);
+        if self.fs().is_some_and(|fs| fs.was_directory(ino)) {
+            kernel.forget_names(ino);
+        }
+        kernel.forget_inode(ino);
+    }
+
+    fn settle(&self, lock: LockId) -> Result<(), String> {
+        self.store.settle(lock.at).map_err(|e| e.to_string())
+    }
+
+    fn usage(&self, lock: LockId) -> Usage {
+        match (lock.kind, self.fs()) {
+            (LockKind::Inode, Some(fs)) => fs.usage(lock),
+            _ => Usage::default(),
+        }
+    }
+
+    fn kind_of(&self, at: BlockNo) -> Option<LockKind> {
+        if at == self.geometry.volume_lock() {
+            return Some(LockKind::Volume);
+        }
+        if at == self.geometry.rename_lock() {
+            return Some(LockKind::Rename);
+        }
+        if let Some(cluster) = self.geometry.cluster_of(at)
+            && self.geometry.cluster(cluster) == at
+        {
+            return Some(LockKind::Cluster);
+        }
+        self.is_group_lock(at).then_some(LockKind::Inode)
+    }
+}
