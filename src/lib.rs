@@ -9,11 +9,13 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+//! * [`fs`]: the filesystem's operations; knows no FUSE
+//! * [`fuse`]: the kernel's door, the only room that knows FUSE
+//! * [`cli`]: the command line: parses arguments, calls one function
 //! * [`tree`]: a B+tree of short values in metadata blocks: directories, extents
 //! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
 //! * [`inspect`]: read-only eyes on a volume, from any host
 //! * [`format`](mod@format): making a volume
-//! * [`cli`]: the subcommands: arguments to one function call and its report
 pub mod alloc;
 pub mod ats;
 pub mod cli;
@@ -21,6 +23,7 @@ pub mod device;
 pub mod durations;
 pub mod format;
 pub mod fs;
+pub mod fuse;
 pub mod heartbeat;
 pub mod inspect;
 pub mod journal;
@@ -29,6 +32,8 @@ pub mod lease;
 pub mod lock;
 pub mod rt;
 pub mod store;
+#[doc(hidden)]
+pub mod testing;
 pub mod tree;
 pub mod types;
 pub mod volume;

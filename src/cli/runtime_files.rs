@@ -1,0 +1,175 @@
+//! Who has what mounted on this machine: one locked file for each volume and host name.
+//!
+//! The daemon locks its file before it touches the volume and keeps it locked until the process is gone,
+//! whatever way it goes. So a second mount of the volume under the same host name is refused at once, and
+//! the umount helper can wait for the daemon: the kernel itself does not wait for it on type `fuse`.
+//!
+//! Not for other machines, and not a lock of the volume: the heartbeat slot is that.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::Failure;
+use crate::device::open::{DeviceIdentity, device_identity};
+use crate::fuse::mountinfo;
+
+/// How long a mount waits for a daemon whose mount is gone already.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(50);
+
+fn directory() -> PathBuf {
+    if let Some(path) = std::env::var_os("LUNFS_RUN_DIR") {
+        return PathBuf::from(path);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/run/lunfs");
+    }
+    let user = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    user.join("lunfs")
+}
+
+/// What a volume is called here, whatever path or loop device leads to it.
+pub(super) fn identity(device: &OsStr) -> String {
+    match device.to_str().map(device_identity) {
+        Some(Ok(DeviceIdentity { device, inode, base_bytes, .. })) => {
+            format!("device-{device}-{inode}-{base_bytes}")
+        }
+        _ => encode(device.as_bytes()),
+    }
+}
+
+/// Letters and digits stay, other bytes become %xx.
+fn encode(text: &[u8]) -> String {
+    let mut out = String::new();
+    for byte in text {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => out.push(char::from(*byte)),
+            _ => out.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    out.truncate(120);
+    out
+}
+
+/// The locked file of this mount.
+pub(super) struct Claim {
+    file: Flock<File>,
+}
+
+impl Claim {
+    /// Claims the volume under this host name, or says who has it.
+    pub(super) fn take(identity: &str, host: &str) -> Result<Claim, Failure> {
+        let directory = directory();
+        let system = |e: io::Error| Failure::system(format!("{}: {e}", directory.display()));
+        DirBuilder::new().recursive(true).mode(0o755).create(&directory).map_err(system)?;
+        let path = directory.join(format!("{identity}@{}.lock", encode(host.as_bytes())));
+        let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(system)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => return Ok(Claim { file }),
+                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    let holder = Holder::read(file);
+                    if holder.is_mounted() || Instant::now() > deadline {
+                        return Err(Failure::mount(holder.explain(host)));
+                    }
+                }
+                Err((_, errno)) => return Err(Failure::system(format!("{}: {errno}", path.display()))),
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Notes where it is mounted, for others to read.
+    pub(super) fn record(&mut self, device: (u32, u32), mountpoint: &Path) -> io::Result<()> {
+        let mut text = format!("{} {}:{} ", std::process::id(), device.0, device.1).into_bytes();
+        text.extend_from_slice(mountpoint.as_os_str().as_bytes());
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(&text)
+    }
+}
+
+/// What a claim's file says.
+struct Holder {
+    pid: String,
+    device: Option<(u32, u32)>,
+    mountpoint: String,
+}
+
+impl Holder {
+    fn read(mut file: File) -> Holder {
+        let mut bytes = Vec::new();
+        let _ = file.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        let mut fields = text.splitn(3, ' ');
+        let pid = fields.next().unwrap_or_default().to_owned();
+        let device = fields
+            .next()
+            .and_then(|d| d.split_once(':'))
+            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        Holder { pid, device, mountpoint: fields.next().unwrap_or_default().to_owned() }
+    }
+
+    fn is_mounted(&self) -> bool {
+        self.device.is_some_and(|device| mountinfo::is_mounted(device).unwrap_or(true))
+    }
+
+    fn explain(&self, host: &str) -> String {
+        if self.device.is_some() {
+            let (at, pid) = (&self.mountpoint, &self.pid);
+            format!("the volume is already mounted by host name {host:?} on {at} (process {pid})")
+        } else {
+            format!("the volume is just being mounted by host name {host:?}")
+        }
+    }
+}
+
+/// The files of daemons that serve this mount; opened before it is unmounted.
+pub(super) fn files_of_mount(device: (u32, u32)) -> Vec<File> {
+    let Ok(entries) = std::fs::read_dir(directory()) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| entry.path().extension() == Some(OsStr::new("lock")))
+        .filter_map(|entry| File::open(entry.path()).ok())
+        .filter(|file| file.try_clone().is_ok_and(|copy| Holder::read(copy).device == Some(device)))
+        .collect()
+}
+
+/// Waits until the daemon behind the file is gone. `false`: not in time.
+pub(super) fn wait_until_free(file: File, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    let mut file = file;
+    loop {
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => return true,
+            Err((back, _)) if Instant::now() < deadline => file = back,
+            Err(_) => return false,
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_fit_for_files() {
+        assert_eq!(encode(b"esx-7.lab/a b"), "esx-7%2elab%2fa%20b");
+        assert_eq!(identity(OsStr::new("iscsi://p/t/0")), "iscsi%3a%2f%2fp%2ft%2f0");
+    }
+}

@@ -1,0 +1,411 @@
+//! The one set of handlers: each request becomes one operation of the filesystem, its answer one reply.
+//!
+//! Serving: the transport's thread asks with `may_wait = false`; a request that would wait is made
+//! independent and repeated on a worker with `may_wait = true`. The reply is delivered, then the answer's
+//! hold is dropped (see the room's rules).
+//!
+//! Done here and not below, because only the kernel's door knows: node ids, lookup counts, which opens
+//! bypass the page cache on which kernel, and taking set-user-id bits off a file that somebody without the
+//! right to keep them writes to. (The kernel asks for that by SETATTR on chown, truncate, fallocate and
+//! cached writes, since we don't claim `HANDLE_KILLPRIV`; direct writes carry a flag instead, and a
+//! truncating open carries nothing.)
+//!
+//! Done below: umask is the kernel's (we don't ask for `DONT_MASK`), so `mode` arrives masked; inheriting
+//! group and set-group-id bit from the directory is the filesystem's.
+//!
+//! Names that don't exist are answered without caching: `NotFound` carries no hold, so nothing would keep
+//! the directory's lock until the kernel has the answer, and a name created by another host could stay
+//! invisible. To cache them safely `lookup` must answer "absent" as an [`Answer`] (`Answer<Option<..>>`); the
+//! reply is then an entry with node 0 and the name's time.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::capabilities::Capabilities;
+use super::nodes::NodeTable;
+use super::notify::{Notifier, ServingMark};
+use super::reply::{EntryReply, Listing, ListingEntry, OpenReply, Reply, Responder, Validity, is_dot};
+use super::request::{Call, Caller, NodeId, Request};
+use super::workers::WorkerPool;
+use crate::fs::api::{
+    Answer, Attributes, DirEntry, FileHandle, FsError, FsResult, Hold, OpContext, Opened, Operations,
+    SetAttributes,
+};
+use crate::types::InodeNo;
+
+/// The longest name; the kernel's own limit is larger, so longer ones reach us.
+const MAX_NAME_BYTES: usize = 255;
+/// What one listing asks for. The kernel passes the program's buffer size, usually 32 KiB, but the
+/// transport can't see it.
+const LISTING_BYTES: usize = 32 * 1024;
+/// An entry with attributes takes about four times the room of one without.
+const LISTING_PLUS_BYTES: usize = LISTING_BYTES / 4;
+
+type Holds = Vec<Box<dyn Hold>>;
+/// A reply and what must stay held until it was delivered.
+type Outcome = FsResult<(Reply, Holds)>;
+
+/// Told when an operation panicked; the mount can't be trusted after that.
+pub type PanicReport = Box<dyn Fn(String) + Send + Sync>;
+
+pub struct Handlers {
+    operations: Arc<dyn Operations>,
+    root: InodeNo,
+    nodes: Arc<NodeTable>,
+    workers: WorkerPool,
+    notifier: OnceLock<Arc<Notifier>>,
+    capabilities: OnceLock<Capabilities>,
+    /// The mount ends: waits for other hosts are to give up.
+    ending: Arc<AtomicBool>,
+    /// Locks pinned by cached read-write opens until RELEASE (kernels without mmap under direct I/O).
+    pins: Mutex<HashMap<FileHandle, Holds>>,
+    on_panic: PanicReport,
+}
+
+impl Handlers {
+    pub fn new(
+        operations: Arc<dyn Operations>,
+        nodes: Arc<NodeTable>,
+        workers: WorkerPool,
+        on_panic: PanicReport,
+    ) -> Handlers {
+        let root = operations.root();
+        Handlers {
+            operations,
+            root,
+            nodes,
+            workers,
+            notifier: OnceLock::new(),
+            capabilities: OnceLock::new(),
+            ending: Arc::default(),
+            pins: Mutex::default(),
+            on_panic,
+        }
+    }
+
+    /// What INIT agreed on. Until then nothing is cached.
+    pub fn set_capabilities(&self, capabilities: Capabilities) {
+        let _ = self.capabilities.set(capabilities);
+    }
+
+    pub fn set_notifier(&self, notifier: Arc<Notifier>) {
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Serves a request on the transport's thread, or has it served where waiting is allowed.
+    pub fn serve<R: Responder>(self: &Arc<Self>, request: Request<'_>, responder: R) {
+        let _mark = ServingMark::enter();
+        match self.perform(&request, false) {
+            Err(FsError::WouldWait) => {
+                let request = request.into_owned();
+                let me = self.clone();
+                self.workers.submit(
+                    request.is_write(),
+                    Box::new(move || {
+                        let _mark = ServingMark::enter();
+                        let outcome = me.perform(&request, true);
+                        deliver(outcome, responder);
+                    }),
+                );
+            }
+            outcome => deliver(outcome, responder),
+        }
+    }
+
+    /// The kernel gives back references; there is no reply.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        let _mark = ServingMark::enter();
+        self.nodes.forgotten(node, count);
+        let ino = self.ino(node);
+        self.guarded(|| {
+            self.operations.forget(ino, count);
+            Ok(())
+        })
+        .unwrap_or(());
+    }
+
+    /// Makes waiting requests give up, waits for them, then lets go of everything pinned.
+    pub fn finish(&self, patience: Duration) -> bool {
+        self.ending.store(true, Ordering::Release);
+        let ended = self.workers.stop(patience);
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        ended
+    }
+
+    fn ino(&self, node: NodeId) -> InodeNo {
+        if node == NodeId::ROOT { self.root } else { InodeNo(node.0) }
+    }
+
+    /// A bug in an operation must cost its caller an error and the mount its service, not a thread that
+    /// silently is no more.
+    fn guarded<T>(&self, operation: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
+        catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|panic| {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|s| (*s).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            log::error!("an operation panicked: {what}");
+            (self.on_panic)(what);
+            Err(FsError::Io("internal error".into()))
+        })
+    }
+
+    fn perform(&self, request: &Request<'_>, may_wait: bool) -> Outcome {
+        self.guarded(|| {
+            let outcome = self.dispatch(&self.context(request.caller, may_wait), &request.call);
+            match outcome {
+                Err(FsError::WouldWait) if may_wait => {
+                    log::error!("an operation refused to wait where it may: {:?}", request.call);
+                    Err(FsError::Io("internal error".into()))
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn context(&self, caller: Caller, may_wait: bool) -> OpContext {
+        // The transport's library refuses INTERRUPT, so only the end of the mount interrupts a wait.
+        let interrupt = may_wait.then(|| self.ending.clone());
+        OpContext { uid: caller.uid, gid: caller.gid, pid: caller.pid, may_wait, interrupt }
+    }
+
+    fn dispatch(&self, cx: &OpContext, call: &Call<'_>) -> Outcome {
+        let ops = &*self.operations;
+        match call {
+            Call::Lookup { parent, name } => {
+                check_name(name)?;
+                Ok(self.entry(ops.lookup(cx, self.ino(*parent), name)?))
+            }
+            Call::GetAttributes { node } => Ok(attributes(ops.getattr(cx, self.ino(*node))?)),
+            Call::SetAttributes { node, set } => Ok(attributes(ops.setattr(cx, self.ino(*node), set)?)),
+            Call::ReadLink { node } => {
+                let answer = ops.readlink(cx, self.ino(*node))?;
+                Ok((Reply::Target(answer.value), answer.hold))
+            }
+            Call::MakeNode { parent, name, mode, rdev } => {
+                check_name(name)?;
+                Ok(self.entry(ops.mknod(cx, self.ino(*parent), name, *mode, *rdev)?))
+            }
+            Call::MakeDirectory { parent, name, mode } => {
+                check_name(name)?;
+                Ok(self.entry(ops.mkdir(cx, self.ino(*parent), name, *mode)?))
+            }
+            Call::MakeSymlink { parent, name, target } => {
+                check_name(name)?;
+                Ok(self.entry(ops.symlink(cx, self.ino(*parent), name, target)?))
+            }
+            Call::Link { node, new_parent, new_name } => {
+                check_name(new_name)?;
+                Ok(self.entry(ops.link(cx, self.ino(*node), self.ino(*new_parent), new_name)?))
+            }
+            Call::Unlink { parent, name } => {
+                check_name(name)?;
+                Ok(done(ops.unlink(cx, self.ino(*parent), name)?))
+            }
+            Call::RemoveDirectory { parent, name } => {
+                check_name(name)?;
+                Ok(done(ops.rmdir(cx, self.ino(*parent), name)?))
+            }
+            Call::Rename { parent, name, new_parent, new_name, flags } => {
+                check_name(name)?;
+                check_name(new_name)?;
+                let (from, to) = (self.ino(*parent), self.ino(*new_parent));
+                Ok(done(ops.rename(cx, from, name, to, new_name, *flags)?))
+            }
+            Call::Open { node, flags } => self.open(cx, self.ino(*node), *flags),
+            Call::Create { parent, name, mode, flags } => {
+                check_name(name)?;
+                let answer = ops.create(cx, self.ino(*parent), name, *mode, *flags)?;
+                let (attributes, opened) = answer.value;
+                let (reply, hold) = self.opened(opened, *flags, answer.hold);
+                let entry = self.entry_reply(attributes, answer.valid_for);
+                Ok((Reply::Created(entry, reply), hold))
+            }
+            Call::Read { node, handle, offset, len } => {
+                let answer = ops.read(cx, self.ino(*node), Some(*handle), *offset, *len)?;
+                Ok((Reply::Data(answer.value), answer.hold))
+            }
+            Call::Write { node, handle, offset, data, append, drop_privileges } => {
+                let ino = self.ino(*node);
+                if *drop_privileges {
+                    self.drop_privilege_bits(cx, ino)?;
+                }
+                let answer = ops.write(cx, ino, *handle, *offset, data, *append)?;
+                Ok((Reply::Written(answer.value), answer.hold))
+            }
+            Call::Flush { node, handle } => Ok(done(ops.flush(cx, self.ino(*node), *handle)?)),
+            Call::Release { node, handle } => {
+                ops.release(self.ino(*node), *handle);
+                let pinned = self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(handle);
+                Ok((Reply::Done, pinned.unwrap_or_default()))
+            }
+            Call::Sync { node, data_only } => Ok(done(ops.fsync(cx, self.ino(*node), *data_only)?)),
+            Call::Allocate { node, handle, offset, len, mode } => {
+                Ok(done(ops.fallocate(cx, self.ino(*node), Some(*handle), *offset, *len, *mode)?))
+            }
+            Call::Seek { node, offset, whence } => {
+                let answer = ops.lseek(cx, self.ino(*node), *offset, *whence)?;
+                Ok((Reply::Offset(answer.value), answer.hold))
+            }
+            Call::OpenDirectory { node } => {
+                let answer = ops.opendir(cx, self.ino(*node))?;
+                let open = OpenReply { handle: answer.value, direct_io: false, keep_cache: false };
+                Ok((Reply::Opened(open), answer.hold))
+            }
+            Call::ReadDirectory { node, cookie, plus } => self.listing(cx, self.ino(*node), *cookie, *plus),
+            Call::ReleaseDirectory { node, handle } => {
+                ops.releasedir(self.ino(*node), *handle);
+                Ok((Reply::Done, Vec::new()))
+            }
+            Call::Statistics => Ok((Reply::Usage(ops.statfs(cx)?), Vec::new())),
+        }
+    }
+
+    fn validity(&self, valid_for: Duration) -> Validity {
+        let names = self.capabilities.get().is_some_and(|c| c.inc_epoch);
+        Validity { name: if names { valid_for } else { Duration::ZERO }, attributes: valid_for }
+    }
+
+    /// Counts the reference that this entry gives to the kernel.
+    fn entry_reply(&self, attributes: Attributes, valid_for: Duration) -> EntryReply {
+        let node = if attributes.ino == self.root { NodeId::ROOT } else { NodeId(attributes.ino.0) };
+        self.nodes.looked_up(node);
+        EntryReply { node, attributes, valid: self.validity(valid_for) }
+    }
+
+    fn entry(&self, answer: Answer<Attributes>) -> (Reply, Holds) {
+        (Reply::Entry(self.entry_reply(answer.value, answer.valid_for)), answer.hold)
+    }
+
+    fn open(&self, cx: &OpContext, ino: InodeNo, flags: i32) -> Outcome {
+        if flags & libc::O_TRUNC != 0 && cx.uid != 0 {
+            self.drop_privilege_bits(cx, ino)?;
+        }
+        let answer = self.operations.open(cx, ino, flags)?;
+        let (reply, hold) = self.opened(answer.value, flags, answer.hold);
+        Ok((Reply::Opened(reply), hold))
+    }
+
+    /// How the kernel treats the open file. Where it can't map a file under direct I/O, a read-write open is
+    /// cached, which is coherent only while the lock can't leave: the answer's hold stays until RELEASE.
+    fn opened(&self, opened: Opened, flags: i32, hold: Holds) -> (OpenReply, Holds) {
+        let mappable = self.capabilities.get().is_some_and(|c| c.direct_io_mmap);
+        let read_write = flags & libc::O_ACCMODE == libc::O_RDWR;
+        let mut reply = OpenReply {
+            handle: opened.handle,
+            direct_io: opened.direct_io,
+            keep_cache: opened.keep_cache && !opened.direct_io,
+        };
+        if opened.direct_io && read_write && !mappable {
+            reply.direct_io = false;
+            self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(opened.handle, hold);
+            return (reply, Vec::new());
+        }
+        (reply, hold)
+    }
+
+    /// Takes set-user-id, and set-group-id where it means that, off a regular file before it is written.
+    /// Before: a crash in between must not leave new content with old rights.
+    fn drop_privilege_bits(&self, cx: &OpContext, ino: InodeNo) -> FsResult<()> {
+        let answer = self.operations.getattr(cx, ino)?;
+        let mode = answer.value.mode;
+        drop(answer);
+        let group_exec = libc::S_ISGID | libc::S_IXGRP;
+        let mut drop_bits = mode & libc::S_ISUID;
+        if mode & group_exec == group_exec {
+            drop_bits |= libc::S_ISGID;
+        }
+        if drop_bits == 0 || mode & libc::S_IFMT != libc::S_IFREG {
+            return Ok(());
+        }
+        let set = SetAttributes { mode: Some(mode & 0o7777 & !drop_bits), ..Default::default() };
+        drop(self.operations.setattr(cx, ino, &set)?);
+        // The kernel did not ask for this change and would run the file with its old rights.
+        if let Some(notifier) = self.notifier.get() {
+            notifier.forget_attributes(ino);
+        }
+        Ok(())
+    }
+
+    fn listing(&self, cx: &OpContext, ino: InodeNo, cookie: u64, plus: bool) -> Outcome {
+        let max_bytes = if plus { LISTING_PLUS_BYTES } else { LISTING_BYTES };
+        let answer = self.operations.readdir(cx, ino, cookie, max_bytes, plus)?;
+        let valid = self.validity(answer.valid_for);
+        let mut holds = answer.hold;
+        let mut entries = Vec::with_capacity(answer.value.len());
+        for entry in answer.value {
+            if !plus || entry.attributes.is_some() || is_dot(&entry.name) {
+                entries.push(ListingEntry { entry, valid });
+                continue;
+            }
+            match self.with_attributes(cx, entry) {
+                Ok(None) => {}
+                Ok(Some((entry, attributes_for, hold))) => {
+                    let valid = Validity { name: valid.name.min(attributes_for), attributes: attributes_for };
+                    entries.push(ListingEntry { entry, valid });
+                    holds.extend(hold);
+                }
+                // The rest comes with the next request, which begins here.
+                Err(_) if !entries.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((Reply::Listing(Listing { entries, plus, nodes: self.nodes.clone() }), holds))
+    }
+
+    /// Every line of a listing with attributes needs them: the transport's library takes the inode number
+    /// from nowhere else. `None`: the inode is gone by now, so is the name.
+    fn with_attributes(
+        &self,
+        cx: &OpContext,
+        mut entry: DirEntry,
+    ) -> FsResult<Option<(DirEntry, Duration, Holds)>> {
+        match self.operations.getattr(cx, entry.ino) {
+            Ok(answer) => {
+                entry.attributes = Some(answer.value);
+                Ok(Some((entry, answer.valid_for, answer.hold)))
+            }
+            Err(FsError::NotFound | FsError::Stale) => Ok(None),
+            Err(error @ (FsError::WouldWait | FsError::Interrupted | FsError::Fenced)) => Err(error),
+            Err(error) => {
+                // One damaged inode must not hide its neighbours. Stat of it says what is wrong.
+                log::warn!("listing shows {:?} without its attributes: {error}", entry.ino);
+                Ok(Some((entry, Duration::ZERO, Vec::new())))
+            }
+        }
+    }
+}
+
+fn deliver<R: Responder>(outcome: Outcome, responder: R) {
+    match outcome {
+        Ok((reply, hold)) => {
+            responder.send(reply);
+            drop(hold);
+        }
+        Err(error) => {
+            if matches!(error, FsError::Io(_)) {
+                log::error!("a request failed: {error}");
+            }
+            responder.send(Reply::Error(error.errno()));
+        }
+    }
+}
+
+fn check_name(name: &[u8]) -> FsResult<()> {
+    if name.len() > MAX_NAME_BYTES { Err(FsError::NameTooLong) } else { Ok(()) }
+}
+
+fn attributes(answer: Answer<Attributes>) -> (Reply, Holds) {
+    (Reply::Attributes { attributes: answer.value, valid_for: answer.valid_for }, answer.hold)
+}
+
+fn done(answer: Answer<()>) -> (Reply, Holds) {
+    (Reply::Done, answer.hold)
+}
+
+#[cfg(test)]
+mod tests;

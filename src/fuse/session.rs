@@ -1,0 +1,281 @@
+//! One mount from mount(2) to its end.
+//!
+//! Order at the start: everything that can fail for the volume's reasons happened before; then mount(2), the
+//! answer to INIT, the kernel's abilities, and only when the volume knows whom to ask to forget
+//! ([`Session::caches`]) are requests served. Requests that arrive earlier wait in the kernel.
+//!
+//! Order at the end: the kernel lets go first (unmounted, or detached and drained, or aborted), then waiting
+//! requests end, then the caller makes the volume leave. The other way round the kernel could ask for
+//! something that this host no longer holds.
+//!
+//! A mount that lost its lease stays in place and answers errors: taken away, programs would go on in the
+//! directory beneath it and believe it was the volume.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::capabilities::Capabilities;
+use super::fusectl::AbortSwitch;
+use super::fuser_transport::FuserTransport;
+use super::handlers::Handlers;
+use super::mountinfo;
+use super::mounting::{self, MountSettings};
+use super::nodes::NodeTable;
+use super::notify::Notifier;
+use super::workers::{PoolLimits, WorkerPool};
+use crate::fs::api::{KernelCaches, Operations};
+
+/// How long a mount that is to end waits for programs that still use it.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long it waits for requests that wait for other hosts.
+const GIVE_UP: Duration = Duration::from_secs(10);
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Unmounted, or the connection was aborted from outside.
+    KernelGone,
+    /// Asked to end by this signal.
+    Signal(i32),
+    /// The volume can't be served any more: lease or device lost, or an internal error.
+    Lost(String),
+}
+
+/// Where reasons to end are reported; made before anything else so that none is missed.
+pub struct EndEvents {
+    sender: Sender<EndReason>,
+    receiver: Receiver<EndReason>,
+}
+
+impl EndEvents {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> EndEvents {
+        let (sender, receiver) = channel();
+        EndEvents { sender, receiver }
+    }
+
+    pub fn sender(&self) -> Sender<EndReason> {
+        self.sender.clone()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    pub settings: MountSettings,
+    /// Threads that serve the kernel.
+    pub threads: usize,
+    /// Behave as on an old kernel.
+    pub pretend_old: bool,
+    /// Requests the kernel may have in flight in the background (read-ahead, write-back, async direct I/O).
+    pub max_background: u16,
+}
+
+/// A mounted filesystem.
+pub struct Session {
+    options: SessionOptions,
+    device: (u32, u32),
+    handlers: Arc<Handlers>,
+    notifier: Arc<Notifier>,
+    capabilities: Capabilities,
+    fuser: Option<fuser::Session<FuserTransport>>,
+    events: EndEvents,
+}
+
+impl Session {
+    /// Mounts and answers INIT. Serves nothing yet. On an error nothing is left mounted.
+    pub fn mount(
+        options: SessionOptions,
+        operations: Arc<dyn Operations>,
+        events: EndEvents,
+    ) -> io::Result<Session> {
+        let nodes = Arc::new(NodeTable::default());
+        let root = operations.root();
+        let ended = std::sync::Mutex::new(events.sender());
+        let on_panic = Box::new(move |what: String| {
+            if let Ok(sender) = ended.lock() {
+                let _ = sender.send(EndReason::Lost(format!("internal error: {what}")));
+            }
+        });
+        let workers = WorkerPool::new(PoolLimits::default());
+        let handlers = Arc::new(Handlers::new(operations, nodes.clone(), workers, on_panic));
+        let found = Arc::new(OnceLock::new());
+        let transport = FuserTransport {
+            handlers: handlers.clone(),
+            found: found.clone(),
+            pretend_old: options.pretend_old,
+            max_background: options.max_background,
+        };
+        let (fuser, device_fd) = open_fuser(&options, transport)?;
+        let mountpoint = &options.settings.mountpoint;
+        let device = match mountinfo::at(mountpoint)? {
+            Some(entry) if entry.is_lunfs() => entry.device,
+            _ => return Err(io::Error::other("the new mount was taken away at once")),
+        };
+        let notifier = Arc::new(Notifier::new(device_fd, root, nodes));
+        match AbortSwitch::open(device.1) {
+            Ok(switch) => notifier.set_abort_switch(switch),
+            Err(error) => log::warn!("no abort switch for the mount ({error}); force is the way then"),
+        }
+        let force_at = mountpoint.clone();
+        notifier.set_last_resort(Box::new(move || mounting::unmount_by_force(&force_at, device)));
+        let mut session = Session {
+            capabilities: found.get().cloned().ok_or_else(|| io::Error::other("no INIT was seen"))?,
+            options,
+            device,
+            handlers,
+            notifier,
+            fuser: Some(fuser),
+            events,
+        };
+        session.settle_capabilities();
+        if nix::unistd::geteuid().is_root() {
+            mounting::raise_read_ahead(device, READ_AHEAD_KIB);
+        }
+        Ok(session)
+    }
+
+    fn settle_capabilities(&mut self) {
+        self.capabilities.inc_epoch = self.capabilities.inc_epoch && self.notifier.probe_inc_epoch();
+        self.notifier.set_inc_epoch(self.capabilities.inc_epoch);
+        self.handlers.set_capabilities(self.capabilities.clone());
+        self.handlers.set_notifier(self.notifier.clone());
+        for line in self.capabilities.to_string().lines() {
+            log::info!("{line}");
+        }
+    }
+
+    /// Whom to ask to make the kernel forget.
+    pub fn caches(&self) -> Arc<dyn KernelCaches> {
+        self.notifier.clone()
+    }
+
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Major and minor of the mount.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    pub fn end_sender(&self) -> Sender<EndReason> {
+        self.events.sender()
+    }
+
+    /// From here on requests are served.
+    pub fn serve(&mut self) -> io::Result<()> {
+        let Some(fuser) = self.fuser.take() else { return Ok(()) };
+        let serving = fuser.spawn()?;
+        let sender = self.events.sender();
+        crate::rt::try_spawn("lunfs-session", move || {
+            if let Err(error) = serving.join() {
+                log::error!("serving the kernel ended: {error}");
+            }
+            let _ = sender.send(EndReason::KernelGone);
+        })?;
+        Ok(())
+    }
+
+    /// Waits for a reason to end and ends. When it returns, the kernel asks nothing any more and no
+    /// operation runs, unless one refused to give up.
+    pub fn run(self) -> EndReason {
+        let reason = self.events.receiver.recv().unwrap_or(EndReason::KernelGone);
+        match &reason {
+            EndReason::KernelGone => log::info!("unmounted"),
+            EndReason::Signal(number) => {
+                log::info!("asked to end by signal {number}");
+                self.take_off();
+            }
+            EndReason::Lost(why) => {
+                log::error!("the volume is lost: {why}; the mount answers errors from now on");
+                self.notifier.silence();
+            }
+        }
+        if !self.handlers.finish(GIVE_UP) {
+            log::error!("requests that wait for other hosts did not give up");
+        }
+        reason
+    }
+
+    /// Unmounts; programs that still use it keep it for [`DRAIN`], then they get errors.
+    fn take_off(&self) {
+        let mountpoint = &self.options.settings.mountpoint;
+        let unmounted = mounting::unmount(mountpoint, self.device, false).unwrap_or_else(|error| {
+            log::warn!("{} could not be unmounted: {error}", mountpoint.display());
+            false
+        });
+        if !unmounted {
+            log::info!("{} is in use; detaching it", mountpoint.display());
+            if let Err(error) = mounting::unmount(mountpoint, self.device, true) {
+                log::error!("{} could not be detached: {error}", mountpoint.display());
+            }
+        }
+        match self.events.receiver.recv_timeout(DRAIN) {
+            Ok(EndReason::KernelGone) => return,
+            Ok(EndReason::Signal(_)) => {
+                log::warn!("asked again; programs that still use the mount get errors now");
+            }
+            Ok(EndReason::Lost(why)) => log::error!("the volume is lost: {why}"),
+            Err(_) => log::warn!("programs still use the mount; they get errors now"),
+        }
+        self.notifier.silence();
+    }
+}
+
+impl Drop for Session {
+    /// A session that was never served must not leave a mount that hangs everybody who looks at it.
+    fn drop(&mut self) {
+        if self.fuser.take().is_some() {
+            mounting::unmount_by_force(&self.options.settings.mountpoint, self.device);
+        }
+    }
+}
+
+/// The mounted and initialised library session, and our own duplicate of its descriptor.
+fn open_fuser(
+    options: &SessionOptions,
+    transport: FuserTransport,
+) -> io::Result<(fuser::Session<FuserTransport>, OwnedFd)> {
+    let mut config = fuser::Config::default();
+    config.acl = fuser::SessionACL::All;
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = false;
+    let settings = &options.settings;
+    if !nix::unistd::geteuid().is_root() {
+        // fusermount3 decides what a user may do.
+        config.acl = fuser::SessionACL::Owner;
+        config.mount_options = user_options(settings);
+        let session = fuser::Session::new(transport, &settings.mountpoint, &config)?;
+        let device = session.as_fd().try_clone_to_owned()?;
+        return Ok((session, device));
+    }
+    let device = mounting::mount_as_root(settings)?;
+    let duplicate = device.try_clone()?;
+    match fuser::Session::from_fd(transport, device, config.acl, config.clone()) {
+        Ok(session) => Ok((session, duplicate)),
+        Err(error) => {
+            if let Ok(Some(top)) = mountinfo::at(&settings.mountpoint)
+                && top.is_lunfs()
+            {
+                mounting::unmount_by_force(&settings.mountpoint, top.device);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn user_options(settings: &MountSettings) -> Vec<fuser::MountOption> {
+    use fuser::MountOption::*;
+    let mut options = vec![
+        FSName(settings.source.to_string_lossy().into_owned()),
+        Subtype("lunfs".into()),
+        DefaultPermissions,
+    ];
+    let flags = [(settings.read_only, RO), (settings.no_exec, NoExec), (settings.no_atime, NoAtime)];
+    options.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, option)| option));
+    options
+}

@@ -1,0 +1,225 @@
+//! Mounts the in-memory filesystem in a process of its own and cleans up whatever happens.
+//!
+//! A daemon inside the test's process would wait for itself. Each mount has a watchdog that kills its daemon
+//! when a test hangs, so that the hanging system call fails and the test with it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long anything may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `false`, loudly, where a mount can't be made.
+pub fn can_mount() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !(root && device) {
+        eprintln!("SKIPPED: needs root ({root}) and /dev/fuse ({device})");
+    }
+    root && device
+}
+
+pub fn lunfs() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lunfs"))
+}
+
+/// Waits until the condition holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Directories for one mount, and its end.
+pub struct Place {
+    temp: tempfile::TempDir,
+    pub name: String,
+    /// The daemon, once known.
+    pub pid: Option<i32>,
+    finished: Arc<AtomicBool>,
+}
+
+impl Place {
+    pub fn new(name: &str) -> Place {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let place = Place {
+            temp,
+            name: format!("lunfs-test-{name}-{}", std::process::id()),
+            pid: None,
+            finished: Arc::default(),
+        };
+        for directory in [place.dir(), place.run_dir()] {
+            std::fs::create_dir(directory).expect("a new directory");
+        }
+        place
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.temp.path().join("mnt")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.temp.path().join("run")
+    }
+
+    pub fn scratch(&self) -> &Path {
+        self.temp.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.temp.path().join("control")
+    }
+
+    /// The command that mounts here, without options.
+    pub fn mount_command(&self, program: Command) -> Command {
+        let mut command = program;
+        command.env("LUNFS_RUN_DIR", self.run_dir()).arg("--memfs").arg("--memfs-control").arg(self.socket());
+        command
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        lunfs::fuse::mountinfo::at(&self.dir()).expect("mountinfo").is_some()
+    }
+
+    /// The daemon's process id, from the file that it keeps locked.
+    pub fn find_pid(&mut self) -> i32 {
+        let mut pid = None;
+        for entry in std::fs::read_dir(self.run_dir()).expect("the runtime directory").flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            pid = pid.or(text.split(' ').next().and_then(|pid| pid.parse().ok()));
+        }
+        self.watch(pid.expect("a daemon's process id"));
+        pid.expect("just seen")
+    }
+
+    /// Kills this process at the end, or when the test hangs.
+    pub fn watch(&mut self, pid: i32) {
+        self.pid = Some(pid);
+        let finished = self.finished.clone();
+        std::thread::spawn(move || {
+            let start = Instant::now();
+            while !finished.load(Ordering::Acquire) {
+                if start.elapsed() > 2 * PATIENCE {
+                    eprintln!("WATCHDOG: the test hangs; killing the daemon {pid}");
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.pid.is_some_and(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
+            state.is_some_and(|state| state != 'Z')
+        })
+    }
+
+    /// One command to the filesystem in memory.
+    pub fn pull(&self, command: &str) -> String {
+        let answer = self.try_pull(command);
+        match answer.strip_prefix("ok ") {
+            Some(text) => text.trim().to_owned(),
+            None => panic!("{command}: {answer}"),
+        }
+    }
+
+    fn try_pull(&self, command: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).expect("the daemon listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(format!("{command}\n").as_bytes()).expect("the daemon reads");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("the daemon answers");
+        line
+    }
+
+    pub fn calls(&self, operation: &str) -> u64 {
+        self.pull(&format!("calls {operation}")).parse().expect("a number")
+    }
+
+    pub fn unmount(&self) {
+        let umount = lunfs()
+            .env("LUNFS_RUN_DIR", self.run_dir())
+            .arg("umount")
+            .arg(self.dir())
+            .output()
+            .expect("umount runs");
+        assert!(umount.status.success(), "{umount:?}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.finished.store(true, Ordering::Release);
+        if let Some(pid) = self.pid
+            && self.is_alive()
+        {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        while self.is_mounted() {
+            if umount2(&self.dir(), MntFlags::MNT_DETACH).is_err() {
+                eprintln!("left mounted: {}", self.dir().display());
+                break;
+            }
+        }
+    }
+}
+
+/// A mount made in the background, as users make it.
+pub fn mount(name: &str, options: &str) -> Place {
+    let mut place = Place::new(name);
+    let mut command = lunfs();
+    command.arg("mount");
+    let output = place
+        .mount_command(command)
+        .args(["-o", options])
+        .arg(&place.name)
+        .arg(place.dir())
+        .output()
+        .expect("mount runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "a success is silent: {output:?}");
+    assert!(place.is_mounted());
+    place.find_pid();
+    place
+}
+
+/// A mount by a child process that stays in the foreground, so that its exit status can be seen.
+pub fn mount_in_foreground(name: &str) -> (Place, Child) {
+    let mut place = Place::new(name);
+    let mut command = lunfs();
+    command.arg("mount");
+    let child = place
+        .mount_command(command)
+        .arg("--foreground")
+        .arg(&place.name)
+        .arg(place.dir())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("mount starts");
+    place.watch(i32::try_from(child.id()).expect("a process id"));
+    until("the mount shows", || place.is_mounted());
+    (place, child)
+}
+
+/// Asserts that a command failed with this status and one line on stderr that contains the text.
+pub fn assert_fails(output: &Output, status: i32, text: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(stderr.lines().count(), 1, "one clear line: {stderr}");
+    assert!(stderr.contains(text), "{text:?} not in {stderr}");
+}
