@@ -18,10 +18,11 @@ mod decide;
 mod demand;
 mod entry;
 mod give;
+mod trim;
 
 pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
-pub use entry::{Access, Guard};
+pub use entry::{Access, Guard, InUse};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -126,6 +127,9 @@ pub struct LockManager {
     demand: Arc<Demand>,
     shards: [Mutex<BTreeMap<BlockNo, Arc<Entry>>>; SHARDS],
     steward: OnceLock<Weak<dyn Steward>>,
+    /// Epochs are unique over all locks, so that a block cached under a lock that was forgotten in between
+    /// is never taken for one of its next epoch.
+    next_epoch: AtomicU64,
     pub stats: LockStats,
 }
 
@@ -163,6 +167,7 @@ impl LockManager {
             demand,
             shards: Default::default(),
             steward: OnceLock::new(),
+            next_epoch: AtomicU64::new(1),
             stats: LockStats::default(),
         });
         this.demand.set_sink(Arc::downgrade(&this));
@@ -215,10 +220,14 @@ impl LockManager {
         {
             state.held = Held::Exclusive(tenure);
             state.valid_at = Some(record.change_counter);
-            state.epoch += 1;
+            state.epoch = self.new_epoch();
             state.image = Some(self.ats.image_of_born(record));
         }
         state.epoch
+    }
+
+    fn new_epoch(&self) -> u64 {
+        self.next_epoch.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A nonce that no image on this volume ever carried.
@@ -274,7 +283,7 @@ impl LockManager {
                     Ok(Attempt::Holds { image, held, unseen }) => {
                         self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                         let waiters = image.record.waiters;
-                        state.adopt(image, held, unseen && posted.is_none());
+                        state.adopt(image, held, unseen && posted.is_none(), || self.new_epoch());
                         if !waiters.without(self.me.slot).is_empty() {
                             self.demand.look_at(waiters.without(self.me.slot));
                         }
@@ -302,7 +311,7 @@ impl LockManager {
                             break Err(e.into());
                         }
                         // The lock may have been changed by this host meanwhile: look before sleeping.
-                        if !(state.held.covers(mode) && !state.closing) {
+                        if !state.held.covers(mode) || state.closing {
                             state = entry.changed.wait_timeout(state, wait.pause()).0;
                         }
                     }
@@ -346,7 +355,7 @@ impl LockManager {
     pub fn try_acquire(&self, id: LockId, mode: Mode, access: Access) -> Result<Option<Guard>, LockError> {
         let entry = self.entry(id);
         let mut state = entry.state.lock();
-        if !(state.held.covers(mode) && !state.closing) {
+        if !state.held.covers(mode) || state.closing {
             if state.busy || state.closing || state.polled_for.is_some() {
                 return Ok(None);
             }
@@ -361,7 +370,7 @@ impl LockManager {
                 Attempt::Holds { image, held, unseen } => {
                     self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                     let waiters = image.record.waiters.without(self.me.slot);
-                    state.adopt(image, held, unseen);
+                    state.adopt(image, held, unseen, || self.new_epoch());
                     if !waiters.is_empty() {
                         self.demand.look_at(waiters);
                     }

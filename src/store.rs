@@ -55,7 +55,7 @@ pub enum StoreError {
 
 /// A changed block on its way: running, committing or committed.
 #[derive(Clone)]
-pub(self) struct Dirty {
+struct Dirty {
     block: Arc<Block>,
     lock: BlockNo,
     tenure: Tenure,
@@ -69,7 +69,7 @@ struct Clean {
 }
 
 /// Committed, not in place.
-pub(self) struct Pending {
+struct Pending {
     dirty: Dirty,
     sequence: u64,
 }
@@ -87,7 +87,7 @@ struct Running {
     began: Option<Instant>,
 }
 
-pub(self) struct State {
+struct State {
     clean: LruCache<BlockNo, Clean>,
     running: Running,
     committing: BTreeMap<BlockNo, Dirty>,
@@ -394,8 +394,12 @@ impl Store {
     /// Everything durable.
     pub fn sync(&self) -> Result<(), StoreError> {
         let id = self.current();
-        self.commit(id)?;
-        Ok(self.door.flush(IoClass::Data)?)
+        if self.state.lock().durable >= id {
+            // Nothing to commit, but data written in place may not be durable.
+            return Ok(self.door.flush(IoClass::Data)?);
+        }
+        // The commit's flush began after everything that this transaction exposes was written.
+        self.commit(id)
     }
 
     /// Blocks and inodes that this slot allocated since mkfs, the running transaction included.

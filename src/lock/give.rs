@@ -136,14 +136,14 @@ impl LockManager {
             let record = image.record.clone();
             match record.mode {
                 LockMode::Exclusive { owner, tenure } if owner == self.me => {
-                    state.adopt(image, Held::Exclusive(tenure), true);
+                    state.adopt(image, Held::Exclusive(tenure), true, || self.new_epoch());
                     // Not seen to begin, so nothing is known of what happened in it.
                     entry.dirtied.store(true, Ordering::Release);
                     return Ok(true);
                 }
                 LockMode::Shared if record.sharers.contains(self.me.slot) => {
                     // Of an earlier life of our slot, or granted to a thread that gave up.
-                    state.adopt(image, Held::Shared, true);
+                    state.adopt(image, Held::Shared, true, || self.new_epoch());
                     return Ok(true);
                 }
                 _ => {
@@ -217,6 +217,10 @@ impl LockManager {
             return Ok(());
         }
         let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
+        if keep_share && usage.writable {
+            // Opened for writing meanwhile: begin anew, and give the lock away wholly.
+            return Ok(());
+        }
         let (mut image, held, own_wait, upgrading) = {
             let state = entry.state.lock();
             let Some(image) = state.image.clone() else { return Ok(()) };
@@ -294,17 +298,5 @@ impl LockManager {
                 Swapped::Miscompare(found) => image = found,
             }
         }
-    }
-
-    /// How many locks this host remembers, and how many of them it holds.
-    pub fn population(&self) -> (usize, usize) {
-        let mut known = 0;
-        let mut held = 0;
-        for shard in &self.shards {
-            let shard = shard.lock();
-            known += shard.len();
-            held += shard.values().filter(|e| e.state.lock().held != Held::Nothing).count();
-        }
-        (known, held)
     }
 }
