@@ -494,6 +494,9 @@ impl Allocator {
                         }
                         continue;
                     };
+                    if !self.store.is_cached(&guard, ino.body()) {
+                        self.fetch_group(group, bit, &guard)?;
+                    }
                     self.change_chunk(plan, space, index, |c| c.inodes |= 1 << bit)?;
                     plan.net_inodes += 1;
                     self.state.lock().hints.entry(space.cluster).or_default().inode_cursor = index;
@@ -502,6 +505,23 @@ impl Allocator {
             }
         }
         Ok(None)
+    }
+
+    /// Reads the bodies of a whole group, as far as this host holds their locks: whoever uses one free inode
+    /// of it soon uses the next.
+    fn fetch_group(&self, group: BlockNo, mine: u64, guard: &Guard) -> Result<(), AllocError> {
+        let others: Vec<Option<Guard>> = (0..GROUP_INODES)
+            .map(|bit| {
+                let id = LockId { kind: LockKind::Inode, at: group.plus(bit) };
+                if bit == mine { None } else { self.locks.try_held(id, Mode::Shared, Access::Read) }
+            })
+            .collect();
+        let guards: Vec<Option<&Guard>> = others
+            .iter()
+            .enumerate()
+            .map(|(bit, other)| if bit as u64 == mine { Some(guard) } else { other.as_ref() })
+            .collect();
+        Ok(self.store.prefetch(group.plus(GROUP_INODES), &guards, Magic::Inode)?)
     }
 
     /// Does this cluster say that an inode lies there? Read without the lock: for addresses from outside.

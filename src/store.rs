@@ -192,6 +192,41 @@ impl Store {
         Ok(block)
     }
 
+    /// Is the block in memory, and true under the guard?
+    pub fn is_cached(&self, guard: &Guard, at: BlockNo) -> bool {
+        let state = self.state.lock();
+        state.newest(at).is_some()
+            || state.clean.peek(&at).is_some_and(|c| c.lock == guard.lock() && c.epoch == guard.epoch())
+    }
+
+    /// Brings adjacent blocks, each under a guard of its own, into memory with one command. Blocks that are
+    /// there already, or that don't verify, are left to [`Store::read`].
+    pub fn prefetch(
+        &self,
+        first: BlockNo,
+        guards: &[Option<&Guard>],
+        magic: Magic,
+    ) -> Result<(), StoreError> {
+        let mut buf = AlignedBuf::zeroed(guards.len() * BLOCK_BYTES);
+        self.door.read(IoClass::Metadata, first, &mut buf)?;
+        let mut state = self.state.lock();
+        for (i, (guard, bytes)) in guards.iter().zip(buf.chunks_exact(BLOCK_BYTES)).enumerate() {
+            let at = first.plus(i as u64);
+            let Some(guard) = guard else { continue };
+            let lock = header_of(bytes).map(|h| h.lock.get());
+            if state.newest(at).is_some()
+                || verify(bytes, magic, self.volume, at).is_err()
+                || lock != Some(guard.lock().0)
+            {
+                continue;
+            }
+            let mut block: Arc<Block> = Arc::new([0; BLOCK_BYTES]);
+            Arc::make_mut(&mut block).copy_from_slice(bytes);
+            state.clean.put(at, Clean { block, lock: guard.lock(), epoch: guard.epoch() });
+        }
+        Ok(())
+    }
+
     /// A block that this host wrote in place itself (a birth) and that is true under the guard.
     pub fn remember(&self, guard_lock: BlockNo, epoch: u64, at: BlockNo, block: Arc<Block>) {
         self.state.lock().clean.put(at, Clean { block, lock: guard_lock, epoch });
