@@ -60,12 +60,14 @@ pub struct LockId {
 pub struct Patience {
     pub may_wait: bool,
     pub interrupt: Option<Arc<AtomicBool>>,
+    /// Rather fail than wait for somebody to recover a dead owner.
+    pub not_for_the_dead: bool,
 }
 
 impl Patience {
     /// As long as it takes.
     pub fn endless() -> Self {
-        Patience { may_wait: true, interrupt: None }
+        Patience { may_wait: true, ..Patience::default() }
     }
 
     fn interrupted(&self) -> bool {
@@ -80,8 +82,10 @@ pub enum LockError {
     WouldWait,
     #[error("interrupted")]
     Interrupted,
-    #[error("{0:?} held this and its journal can't be replayed; run fsck.lunfs")]
+    #[error("{0} held this and its journal can't be replayed; run fsck.lunfs")]
     Lost(Owner),
+    #[error("host \"{name}\" ({owner}) died while it held this and has not been recovered")]
+    OwnerDead { name: String, owner: Owner },
     #[error(transparent)]
     Ats(#[from] AtsError),
 }
@@ -292,12 +296,22 @@ impl LockManager {
                         if self.peers.liveness(owner) == Liveness::Lost {
                             break Err(LockError::Lost(owner));
                         }
+                        let record = image.record.clone();
                         state.image = Some(image);
                         drop(state);
+                        if patience.not_for_the_dead {
+                            state = entry.state.lock();
+                            break Err(LockError::OwnerDead { name: self.name_of(owner), owner });
+                        }
                         let wait = posted.get_or_insert_with(|| Posted::new(self));
                         wait.say_dead(id, owner);
-                        crate::rt::sleep(DEAD_PAUSE);
+                        // The wish stands where everybody can see it, though nobody is there to be rung.
+                        let asked = wait.ask(id, mode, &record, &[]);
                         state = entry.state.lock();
+                        if let Err(e) = asked {
+                            break Err(e.into());
+                        }
+                        state = entry.changed.wait_timeout(state, DEAD_PAUSE).0;
                     }
                     Ok(Attempt::MustAsk { image, ask }) => {
                         let record = image.record.clone();
@@ -456,6 +470,10 @@ impl LockManager {
         }
     }
 
+    fn name_of(&self, owner: Owner) -> String {
+        self.peers.last_seen(owner.slot).map(|r| r.host_name).unwrap_or_default()
+    }
+
     /// Who stands behind a share bit; a slot that seems empty is read again now, after the image was.
     fn sharer(&self, slot: Slot) -> Result<Sharer, AtsError> {
         let record = match self.peers.last_seen(slot) {
@@ -549,7 +567,7 @@ impl<'a> Posted<'a> {
     fn say_dead(&mut self, id: LockId, owner: Owner) {
         if self.said_dead.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
             self.said_dead = Some(Instant::now());
-            let name = self.manager.peers.last_seen(owner.slot).map(|r| r.host_name).unwrap_or_default();
+            let name = self.manager.name_of(owner);
             log::warn!(
                 "waiting for the {} lock at block {}: its owner, host \"{name}\" ({owner}), is dead and not recovered",
                 id.kind.name(),

@@ -92,10 +92,16 @@ struct State {
     running: Running,
     committing: BTreeMap<BlockNo, Dirty>,
     pending: BTreeMap<BlockNo, Pending>,
+    /// When the oldest of them was committed.
+    pending_since: Option<Instant>,
     /// Id of the last durable transaction.
     durable: u64,
     failed: Option<String>,
 }
+
+/// What is committed goes to its place after this long: it bounds replay, and lets others see by reading
+/// that a group of inodes exists.
+const IN_PLACE_AGE: Duration = Duration::from_secs(10);
 
 /// Called with every block served from the cache: tests compare it with the disk.
 pub type HitCheck = Arc<dyn Fn(BlockNo, &Block) + Send + Sync>;
@@ -133,6 +139,7 @@ impl Store {
                 running,
                 committing: BTreeMap::new(),
                 pending: BTreeMap::new(),
+                pending_since: None,
                 durable: 0,
                 failed: None,
             }),
@@ -370,6 +377,7 @@ impl Store {
             state.committing.clear();
             state.durable = taken.id;
             if let Some(sequence) = sequence {
+                state.pending_since.get_or_insert_with(Instant::now);
                 for at in taken.revokes.keys() {
                     if let Some(old) = state.pending.remove(at) {
                         journal.settled(old.sequence, 1);
@@ -400,7 +408,8 @@ impl Store {
             self.commit(id)?;
         }
         let mut journal = self.io.lock();
-        if journal.free_blocks() < journal.capacity_blocks() / 2 {
+        let old = self.state.lock().pending_since.is_some_and(|since| since.elapsed() >= IN_PLACE_AGE);
+        if old || journal.free_blocks() < journal.capacity_blocks() / 2 {
             self.checkpoint_locked(&mut journal, None)?;
             journal.advance_tail()?;
         }

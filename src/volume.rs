@@ -184,7 +184,8 @@ impl Volume {
         locks.set_steward(Arc::downgrade(&as_steward));
         demand.start()?;
         let id = LockId { kind: LockKind::Volume, at: geometry.volume_lock() };
-        let volume_guard = locks.acquire(id, Mode::Shared, Access::Read, &Patience::endless());
+        let patience = Patience { not_for_the_dead: true, ..Patience::endless() };
+        let volume_guard = locks.acquire(id, Mode::Shared, Access::Read, &patience);
         let volume_guard = match volume_guard {
             Ok(guard) => guard,
             Err(e) => {

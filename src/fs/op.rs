@@ -128,7 +128,7 @@ pub(super) struct Op<'f> {
 impl Hold for InUse {}
 
 pub(super) fn patience_of(cx: &OpContext) -> Patience {
-    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone() }
+    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone(), not_for_the_dead: false }
 }
 
 impl Fs {

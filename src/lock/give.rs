@@ -114,7 +114,8 @@ impl LockManager {
             }
             if state.held != Held::Nothing {
                 let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
-                let first_use = state.unused && state.queued > 0 && since_grant < FIRST_USE;
+                let waited_for = state.queued > 0 || state.polled_for.is_some();
+                let first_use = state.unused && waited_for && since_grant < FIRST_USE;
                 let in_use = since_grant < MIN_HOLD && state.last_use.is_some_and(|at| at.elapsed() < IDLE);
                 if first_use || in_use {
                     state = entry.changed.wait_timeout(state, IDLE).0;
@@ -139,6 +140,7 @@ impl LockManager {
                     state.adopt(image, Held::Exclusive(tenure), true, || self.new_epoch());
                     // Not seen to begin, so nothing is known of what happened in it.
                     entry.dirtied.store(true, Ordering::Release);
+                    entry.changed.notify_all();
                     return Ok(true);
                 }
                 LockMode::Shared if record.sharers.contains(self.me.slot) => {
@@ -255,8 +257,17 @@ impl LockManager {
                 state.image = Some(image);
                 return Ok(());
             };
-            // Our tenure ends here, at the issue of the swap, whatever becomes of it.
-            entry.state.lock().let_go();
+            {
+                // Our tenure ends here, at the issue of the swap, whatever becomes of it; so does one that
+                // was granted to us meanwhile and is passed on unused.
+                let mut state = entry.state.lock();
+                state.let_go();
+                if let LockMode::Exclusive { owner, tenure } = image.record.mode
+                    && owner == self.me
+                {
+                    state.ended = state.ended.max(tenure);
+                }
+            }
             match self.ats.swap(IoClass::Lock, &image, &to)? {
                 Swapped::Done(new) => {
                     self.stats.given.fetch_add(1, Ordering::Relaxed);
