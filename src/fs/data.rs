@@ -12,6 +12,7 @@ use super::api::{Answer, FileHandle, FsError, FsResult, OpContext};
 use super::attr::{drop_privileges, is_directory, is_regular, touch_contents};
 use super::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS, Mapping};
 use super::op::{Needs, Op, OpResult};
+use super::space::TRUNCATING;
 use crate::alloc::{Need, Space};
 use crate::device::AlignedBuf;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
@@ -120,10 +121,10 @@ impl Fs {
         self.may_change()?;
         let append =
             append || handle.is_some_and(|h| self.handles.lock().get(&h.0).is_some_and(|f| f.appends));
-        self.finish_truncation(cx, ino)?;
         let mut done = 0;
         let mut start = offset;
         loop {
+            let mut truncating = false;
             let piece = &data[done..data.len().min(done + WRITE_STEP)];
             let answer = self.run(cx, Needs::write(&[ino]), |op| {
                 let guard = op.write_inode(ino)?;
@@ -133,6 +134,10 @@ impl Fs {
                     return Err(
                         if is_directory(body) { FsError::IsDirectory } else { FsError::Invalid }.into()
                     );
+                }
+                truncating = body.flags.get() & TRUNCATING != 0;
+                if truncating {
+                    return Ok(());
                 }
                 // The true end of file, wherever the kernel believes it is.
                 start = match append {
@@ -153,6 +158,11 @@ impl Fs {
                 Err(_) if done > 0 => self.run(cx, Needs::read(&[ino]), |_| Ok(()))?,
                 other => other?,
             };
+            if truncating {
+                drop(answer);
+                self.finish_truncation(cx, ino)?;
+                continue;
+            }
             done += piece.len();
             if done >= data.len() || piece.is_empty() {
                 let Answer { valid_for, hold, .. } = answer;
@@ -197,7 +207,7 @@ impl Fs {
         let first = offset / BLOCK_BYTES_U64;
         let blocks = end.div_ceil(BLOCK_BYTES_U64) - first;
         let head = (offset % BLOCK_BYTES_U64) as usize;
-        if head == 0 && data.len() % BLOCK_BYTES == 0 && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
+        if head == 0 && data.len().is_multiple_of(BLOCK_BYTES) && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
             self.write_blocks(op, guard, ino, first, data)?;
         } else {
             let mut buf = AlignedBuf::zeroed(blocks as usize * BLOCK_BYTES);
@@ -206,7 +216,7 @@ impl Fs {
             if head > 0 {
                 self.read_edge(op, guard, ino, size, first, &mut buf[..BLOCK_BYTES])?;
             }
-            if end % BLOCK_BYTES_U64 != 0 && (last > first || head == 0) {
+            if !end.is_multiple_of(BLOCK_BYTES_U64) && (last > first || head == 0) {
                 let from = buf.len() - BLOCK_BYTES;
                 self.read_edge(op, guard, ino, size, last, &mut buf[from..])?;
             }
@@ -244,7 +254,7 @@ impl Fs {
         ino: InodeNo,
         size: u64,
     ) -> OpResult<()> {
-        if size % BLOCK_BYTES_U64 == 0 {
+        if size.is_multiple_of(BLOCK_BYTES_U64) {
             return Ok(());
         }
         let logical = size / BLOCK_BYTES_U64;
