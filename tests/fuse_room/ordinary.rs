@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::statvfs::statvfs;
 
-use super::harness::{Backing, Place, can_mount, mount, mount_on};
+use super::harness::{Backing, Place, can_mount, mount_on};
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("opens")
