@@ -18,6 +18,7 @@ pub mod mkfs;
 pub mod mount;
 pub mod mount_options;
 mod runtime_files;
+pub mod stats_socket;
 pub mod status;
 mod umount;
 

@@ -14,12 +14,14 @@
 //!
 //! Not for: journals, caches, recovery. Those are behind [`Steward`].
 
+mod census;
 mod decide;
 mod demand;
 mod entry;
 mod give;
 mod trim;
 
+pub use census::Census;
 pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
 pub use entry::{Access, Guard, InUse};
