@@ -14,12 +14,14 @@
 //!
 //! Not for: journals, caches, recovery. Those are behind [`Steward`].
 
+mod census;
 mod decide;
 mod demand;
 mod entry;
 mod give;
 mod trim;
 
+pub use census::Census;
 pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
 pub use entry::{Access, Guard, InUse};
@@ -33,6 +35,7 @@ use thiserror::Error;
 
 use crate::ats::{Ats, AtsError, Image, Swapped};
 use crate::heartbeat::{Liveness, Peers};
+use crate::layout::LayoutError;
 use crate::layout::demand::Want;
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::lease::IoClass;
@@ -423,7 +426,10 @@ impl LockManager {
         loop {
             let record = &image.record;
             let owner = match record.mode {
-                LockMode::Exclusive { owner, .. } if owner != self.me => self.peers.liveness(owner),
+                LockMode::Exclusive { owner, .. } if owner != self.me => {
+                    self.check_life(id, owner)?;
+                    self.peers.liveness(owner)
+                }
                 _ => Liveness::Living,
             };
             let next_asks = match record.next {
@@ -468,6 +474,18 @@ impl LockManager {
                 Step::OwnerDead(owner) => return Ok(Attempt::Dead { image, owner }),
             }
         }
+    }
+
+    /// A lock that names a life that its slot never had is damaged: nobody could ever be asked for it.
+    fn check_life(&self, id: LockId, owner: Owner) -> Result<(), AtsError> {
+        if self.peers.last_seen(owner.slot).is_some_and(|r| r.incarnation >= owner.incarnation) {
+            return Ok(());
+        }
+        if self.peers.has(owner.slot) && self.peers.fresh(owner.slot)?.incarnation >= owner.incarnation {
+            return Ok(());
+        }
+        let (what, field, value) = ("lock", "owner", owner.incarnation.0);
+        Err(LayoutError::Field { what, at: id.at, field, value }.into())
     }
 
     fn name_of(&self, owner: Owner) -> String {

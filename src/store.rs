@@ -435,6 +435,13 @@ impl Store {
         Ok(())
     }
 
+    /// Free and all blocks of the journal's ring; `None` while a commit or checkpoint is under way, so that
+    /// whoever only looks never waits for the device.
+    pub fn journal_space(&self) -> Option<(u64, u64)> {
+        let journal = self.io.try_lock()?;
+        Some((journal.free_blocks(), journal.capacity_blocks()))
+    }
+
     /// Everything durable.
     pub fn sync(&self) -> Result<(), StoreError> {
         let id = self.current();

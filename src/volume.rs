@@ -7,8 +7,10 @@
 //! Not for: the kernel (`fuse`), or parsing what users typed.
 
 mod identity;
+mod stats;
 
 pub use identity::local_identity;
+pub use stats::{CommandsByClass, JournalStats, LockCounts, SwapCounts, VolumeStats};
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;

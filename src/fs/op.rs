@@ -195,8 +195,8 @@ impl<'f> Op<'f> {
     fn want(&mut self, ino: InodeNo, mode: Mode, access: Access) -> Fail {
         let entry = self.needs.inodes.entry(ino).or_insert((mode, access));
         entry.0 = entry.0.max(mode);
-        if access == Access::Write {
-            entry.1 = Access::Write;
+        if access != Access::Read && entry.1 != Access::Write {
+            entry.1 = access;
         }
         Fail::Again
     }
@@ -206,7 +206,7 @@ impl<'f> Op<'f> {
         let mode = self.fs.mode_for(ino, mode);
         if let Some(guard) = self.guards.get(&ino) {
             let enough = (mode == Mode::Shared || guard.is_exclusive())
-                && (access == Access::Read || guard.access() == Access::Write);
+                && (access == Access::Read || access == guard.access() || guard.access() == Access::Write);
             return if enough { Ok(guard.clone()) } else { Err(self.want(ino, mode, access)) };
         }
         let id = self.fs.inode_lock(ino)?;

@@ -15,6 +15,9 @@ use crate::types::{BlockNo, Tenure};
 pub enum Access {
     /// Together with other readers of this host.
     Read,
+    /// Together with readers, while data that the lock covers is written in place: the lock does not step
+    /// down to a share meanwhile.
+    Overwrite,
     /// Alone.
     Write,
 }
@@ -39,6 +42,7 @@ pub(super) struct State {
     /// The change counter at which this epoch's cached blocks are true.
     pub valid_at: Option<u64>,
     readers: u32,
+    overwriters: u32,
     writer: bool,
     writers_waiting: u32,
     /// Answers on their way to a reader that may cache them, and pins.
@@ -74,18 +78,19 @@ const THROTTLE_PAUSE: Duration = Duration::from_micros(300);
 impl State {
     pub fn admits(&self, access: Access) -> bool {
         match access {
-            Access::Read => !self.writer && self.writers_waiting == 0,
-            Access::Write => !self.writer && self.readers == 0,
+            Access::Read | Access::Overwrite => !self.writer && self.writers_waiting == 0,
+            Access::Write => !self.writing() && self.readers == 0,
         }
     }
 
     /// Nobody has access, and every answer was delivered.
     pub fn idle(&self) -> bool {
-        !self.writer && self.readers == 0 && self.in_use == 0
+        !self.writing() && self.readers == 0 && self.in_use == 0
     }
 
+    /// Something under the lock is being changed.
     pub fn writing(&self) -> bool {
-        self.writer
+        self.writer || self.overwriters > 0
     }
 
     pub fn enter(&mut self, access: Access) {
@@ -93,6 +98,7 @@ impl State {
         self.unused = false;
         match access {
             Access::Read => self.readers += 1,
+            Access::Overwrite => self.overwriters += 1,
             Access::Write => self.writer = true,
         }
     }
@@ -263,6 +269,7 @@ impl Drop for Guard {
             let mut state = self.entry.state.lock();
             match self.access {
                 Access::Read => state.readers -= 1,
+                Access::Overwrite => state.overwriters -= 1,
                 Access::Write => state.writer = false,
             }
             state.used() && state.in_use == 0
