@@ -177,7 +177,7 @@ impl Fs {
                 let level = op.look(&guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                 let nodes = ExtentTree::insert_cost(level, 1).allocations;
                 let space = self.room(op, ino, nodes + 1)?;
-                let (physical, blocks) = self.alloc.blocks(&mut op.plan, &space, until - at)?;
+                let (physical, blocks) = self.alloc.blocks(&mut op.plan, &space, until - at, nodes)?;
                 let extent = Extent { logical: at, physical, blocks, unwritten: true };
                 self.map(op, &guard, ino, &space, extent)?;
                 Ok(at + blocks)
