@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use super::harness::{Cluster, rounds};
+use super::harness::{Cluster, StopOnPanic, rounds};
 
 on_every_device! {
     2 hosts: no_stale_pages;
@@ -32,7 +32,8 @@ impl Clock {
     fn change(&self, pace: Duration, mut change: impl FnMut(u64)) {
         let end = Instant::now() + Duration::from_millis(rounds(2500));
         let mut n = 0;
-        while Instant::now() < end {
+        let _stop = StopOnPanic(&self.stop);
+        while Instant::now() < end && !self.stop.load(SeqCst) {
             n += 1;
             self.begun.store(n, SeqCst);
             change(n);
@@ -46,6 +47,7 @@ impl Clock {
     /// Looks until the changes are over; `look` gets (done before, and a function for begun after).
     fn look(&self, mut look: impl FnMut(u64) -> u64) {
         let mut looks = 0u64;
+        let _stop = StopOnPanic(&self.stop);
         while !self.stop.load(SeqCst) {
             let done = self.done.load(SeqCst);
             let seen = look(done);

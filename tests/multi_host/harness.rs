@@ -361,6 +361,17 @@ impl Gate {
     }
 }
 
+/// When one thread fails the others need not go on until the watchdog comes.
+pub struct StopOnPanic<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
 /// Every host must have had its share of successes: a phase in which one always failed tested nothing.
 pub fn demand_success(phase: &str, counts: &[u64]) {
     assert!(counts.iter().all(|n| *n > 0), "{phase}: successes per host {counts:?}");

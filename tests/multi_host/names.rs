@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use super::harness::{Backing, Cluster, demand_success, errno, rounds, with_hosts};
+use super::harness::{Backing, Cluster, StopOnPanic, demand_success, errno, rounds, with_hosts};
 
 on_every_device! {
     4 hosts: private_directories;
@@ -175,6 +175,7 @@ fn listing_under_change(cluster: &Cluster) {
     let end = Instant::now() + Duration::from_millis(rounds(2000));
     cluster.each(|host, root| {
         let dir = root.join("dir");
+        let _stop = StopOnPanic(&stop);
         if host == 2 {
             while Instant::now() < end || lists.load(Ordering::Relaxed) < 5 {
                 let seen = names_in(&dir);
