@@ -12,7 +12,7 @@ use super::decide::{Giving, give};
 use super::demand::RequestSink;
 use super::entry::Entry;
 use super::{Access, Held, LockId, LockManager, Mode, Patience, Usage, Wanted};
-use crate::ats::{AtsError, Swapped};
+use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::IoClass;
@@ -254,28 +254,18 @@ impl LockManager {
             // Our tenure ends here, at the issue of the swap, whatever becomes of it.
             entry.state.lock().let_go();
             match self.ats.swap(IoClass::Lock, &image, &to)? {
-                Swapped::Done(new) => {
-                    self.stats.given.fetch_add(1, Ordering::Relaxed);
-                    entry.dirtied.store(false, Ordering::Release);
-                    let mut state = entry.state.lock();
-                    // What we keep in memory is what is in place at this counter.
-                    if matches!(held, Held::Exclusive(_)) {
-                        state.valid_at = Some(new.record.change_counter);
-                    }
-                    state.held = left;
-                    state.image = Some(new);
-                    state.granted_at = Some(Instant::now());
-                    if left == Held::Nothing {
-                        // The image carries the other waiters; they are the new owner's to serve.
-                        state.wanted.clear();
-                    } else {
-                        state.wanted.retain(|w| w.by != target.by);
-                    }
-                    drop(state);
-                    if left != Held::Nothing {
-                        self.ats.settle(IoClass::Lock)?;
-                    }
-                    return Ok(());
+                Swapped::Done(new) => return self.given(entry, target, held, left, new, to.change_counter),
+                // While it was ours nobody else could swap it: our image landed unseen (its answer was lost or
+                // false), and who was given the lock has gone on from there. Unless we were declared dead.
+                Swapped::Miscompare(found)
+                    if matches!(held, Held::Exclusive(_))
+                        && found.record.swap_counter > to.swap_counter
+                        && self.peers.fresh(self.me.slot)?.living(self.me.slot) == Some(self.me) =>
+                {
+                    let shares =
+                        found.record.mode == LockMode::Shared && found.record.sharers.contains(self.me.slot);
+                    let left = if shares { left } else { Held::Nothing };
+                    return self.given(entry, target, held, left, found, to.change_counter);
                 }
                 Swapped::Miscompare(found) if matches!(held, Held::Exclusive(_)) => {
                     let reason = format!(
@@ -294,6 +284,40 @@ impl LockManager {
                 Swapped::Miscompare(found) => image = found,
             }
         }
+    }
+
+    /// The swap that gave the lock landed: `image` is what the disk says now, `changed` the change counter that
+    /// our image had.
+    fn given(
+        &self,
+        entry: &Entry,
+        target: Wanted,
+        held: Held,
+        left: Held,
+        image: Image<LockRecord>,
+        changed: u64,
+    ) -> Result<(), AtsError> {
+        self.stats.given.fetch_add(1, Ordering::Relaxed);
+        entry.dirtied.store(false, Ordering::Release);
+        let mut state = entry.state.lock();
+        // What we keep in memory is what is in place at this counter.
+        if matches!(held, Held::Exclusive(_)) {
+            state.valid_at = Some(changed);
+        }
+        state.held = left;
+        state.image = Some(image);
+        state.granted_at = Some(Instant::now());
+        if left == Held::Nothing {
+            // The image carries the other waiters; they are the new owner's to serve.
+            state.wanted.clear();
+        } else {
+            state.wanted.retain(|w| w.by != target.by);
+        }
+        drop(state);
+        if left != Held::Nothing {
+            self.ats.settle(IoClass::Lock)?;
+        }
+        Ok(())
     }
 
     /// How many locks this host remembers, and how many of them it holds.
