@@ -76,6 +76,8 @@ struct Hint {
     /// Chunk where the last inode came from.
     inode_cursor: u64,
     births: u32,
+    /// No group could be born here; nothing was freed since.
+    no_groups: bool,
 }
 
 struct State {
@@ -388,6 +390,9 @@ impl Allocator {
                 Some(false) => return Err(AllocError::FreeTwice { at }),
                 None => self.freeze(plan, self.chunk_of(at), mask, 0),
             }
+            if let Some(hint) = self.state.lock().hints.get_mut(&space.cluster) {
+                hint.no_groups = false;
+            }
             done += len;
         }
         Ok(())
@@ -400,17 +405,20 @@ impl Allocator {
             frozen.0 |= blocks;
             frozen.1 |= inodes;
         }
-        let state = self.state.clone();
-        plan.when_durable(move || {
-            let mut state = state.lock();
-            if let Some(frozen) = state.frozen.get_mut(&chunk) {
-                frozen.0 &= !blocks;
-                frozen.1 &= !inodes;
-                if *frozen == (0, 0) {
-                    state.frozen.remove(&chunk);
+        let thaw = |state: Arc<Mutex<State>>| {
+            move || {
+                let mut state = state.lock();
+                if let Some(frozen) = state.frozen.get_mut(&chunk) {
+                    frozen.0 &= !blocks;
+                    frozen.1 &= !inodes;
+                    if *frozen == (0, 0) {
+                        state.frozen.remove(&chunk);
+                    }
                 }
             }
-        });
+        };
+        plan.when_durable(thaw(self.state.clone()));
+        plan.when_abandoned(thaw(self.state.clone()));
     }
 
     /// Marks an inode of this cluster as free. Its lock, counters and generation stay.
@@ -447,7 +455,10 @@ impl Allocator {
             return Ok(found);
         }
         match self.give_birth(plan, space) {
-            Ok(()) | Err(AllocError::NoSpace) => {}
+            Ok(()) => {}
+            Err(AllocError::NoSpace) => {
+                self.state.lock().hints.entry(space.cluster).or_default().no_groups = true;
+            }
             Err(e) => return Err(e),
         }
         self.find_inode(plan, space, usize::MAX)?.ok_or(AllocError::NoSpace)
@@ -546,6 +557,7 @@ impl Allocator {
 }
 
 fn enough(hint: &Hint, need: Need) -> bool {
-    let group = if need.inode && hint.free_inodes == 0 { 2 * GROUP_BLOCKS as u32 } else { 0 };
-    hint.free_blocks >= need.blocks + group
+    let must_bear = need.inode && hint.free_inodes == 0;
+    let group = if must_bear { 2 * GROUP_BLOCKS as u32 } else { 0 };
+    hint.free_blocks >= need.blocks + group && !(must_bear && hint.no_groups)
 }
