@@ -117,8 +117,22 @@ impl LockManager {
                 continue;
             }
             if state.held == Held::Shared && target.mode == Mode::Shared {
-                // Who wants a share joins by itself.
-                state.wanted.retain(|w| w.by != target.by);
+                // Who wants a share joins by itself, unless the disk says more than we know: the last other
+                // sharer may have given us what a thread of ours asked for and waits for no more.
+                state.busy = true;
+                drop(state);
+                let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
+                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+                state = entry.state.lock();
+                state.busy = false;
+                entry.changed.notify_all();
+                let image = settled?;
+                match image.record.mode {
+                    LockMode::Exclusive { owner, tenure } if owner == self.me => {
+                        state.adopt(image, Held::Exclusive(tenure), false, || self.new_epoch());
+                    }
+                    _ => state.wanted.retain(|w| w.by != target.by),
+                }
                 continue;
             }
             if state.held != Held::Nothing {
