@@ -12,12 +12,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod daemonize;
+pub mod demo;
 pub mod locks;
 mod logging;
 pub mod mkfs;
 pub mod mount;
 pub mod mount_options;
 mod runtime_files;
+pub mod scene;
+pub mod stats_socket;
 pub mod status;
 mod umount;
 
@@ -46,6 +49,7 @@ enum Command {
     /// Unmount and wait until the volume was left.
     Umount(umount::Args),
     Mkfs(mkfs::Args),
+    Demo(demo::Args),
     Status(status::Args),
     Locks(locks::Args),
 }
@@ -79,6 +83,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Mount(args) => mount::run(args, &raw),
         Command::Umount(args) => umount::run(args),
         Command::Mkfs(args) => mkfs::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Status(args) => status::run(args),
         Command::Locks(args) => locks::run(args),
     }

@@ -66,7 +66,9 @@ impl Allocator {
             })?;
         }
         let mut state = self.state.lock();
-        state.hints.entry(space.cluster).or_default().births += 1;
+        let hint = state.hints.entry(space.cluster).or_default();
+        hint.births += 1;
+        hint.inode_cursor = first / GROUP_BLOCKS;
         Ok(())
     }
 }

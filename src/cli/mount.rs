@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -18,6 +19,7 @@ use signal_hook::iterator::Signals;
 use super::daemonize::{self, ReadyPipe};
 use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
+use super::stats_socket::{self, Source};
 use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, logging};
 use crate::device::open::{OpenOptions, open_device};
 use crate::fs::api::{KernelCaches, Operations};
@@ -25,7 +27,7 @@ use crate::fuse::mounting::MountSettings;
 use crate::fuse::session::EndEvents;
 use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
 use crate::testing::memfs_control::MemVolume;
-use crate::volume::{self, Volume};
+use crate::volume::{self, Volume, VolumeStats};
 
 /// Memory for clean metadata unless `cache_mib` says otherwise.
 const DEFAULT_CACHE_MIB: u32 = 64;
@@ -86,6 +88,10 @@ pub trait MountedVolume: Send + Sync {
     fn on_end(&self, end: Box<dyn FnOnce(String) + Send>);
     /// Makes everything durable and frees the host's slot.
     fn leave(&self) -> Result<(), String>;
+    /// What was done so far; `None`: nobody counts.
+    fn stats(&self) -> Option<VolumeStats> {
+        None
+    }
 }
 
 /// What opening a volume needs to know.
@@ -122,6 +128,9 @@ impl MountedVolume for Volume {
     }
     fn leave(&self) -> Result<(), String> {
         Volume::leave(self).map_err(|e| e.to_string())
+    }
+    fn stats(&self) -> Option<VolumeStats> {
+        Some(Volume::stats(self))
     }
 }
 
@@ -240,6 +249,9 @@ fn serve(args: &Args, options: &MountOptions, mut ready: ReadyPipe) -> ExitCode 
 struct Mounted {
     session: Session,
     volume: Arc<dyn MountedVolume>,
+    counters: Arc<Source>,
+    /// Absent where there is nothing to tell, or no place for the socket.
+    _counter_server: Option<stats_socket::Server>,
     /// Given back by the end of the process, after everything else.
     _claim: Claim,
 }
@@ -247,6 +259,7 @@ struct Mounted {
 impl Mounted {
     fn make(args: &Args, options: &MountOptions) -> Result<Mounted, Failure> {
         raise_descriptor_limit();
+        let begun = Instant::now();
         let events = EndEvents::new();
         listen_to_signals(events.sender())?;
         let mountpoint = check_mountpoint(args)?;
@@ -276,7 +289,18 @@ impl Mounted {
             Ok(session)
         });
         match started {
-            Ok(session) => Ok(Mounted { session, volume, _claim: claim }),
+            Ok(session) => {
+                let counted = volume.clone();
+                let counters = Arc::new(Source {
+                    device: Path::new(&args.device).display().to_string(),
+                    mountpoint: mountpoint.display().to_string(),
+                    host,
+                    started: begun,
+                    volume: Arc::new(move || counted.stats()),
+                });
+                let server = serve_counters(&identity, &counters);
+                Ok(Mounted { session, volume, counters, _counter_server: server, _claim: claim })
+            }
             Err(error) => {
                 if let Err(error) = volume.leave() {
                     log::error!("the volume was not left cleanly: {error}");
@@ -292,12 +316,25 @@ impl Mounted {
         if let Err(error) = &left {
             log::error!("the volume was not left cleanly: {error}");
         }
+        // What a mount cost in all can't be asked any more when it is gone.
+        if let Some(text) = self.counters.snapshot().and_then(|stats| serde_json::to_string(&stats).ok()) {
+            log::info!("counters of this mount: {text}");
+        }
         match (reason, left) {
             (EndReason::Lost(_), _) => ExitCode::from(EXIT_FENCED),
             (_, Err(_)) => ExitCode::from(EXIT_SYSTEM),
             (_, Ok(())) => ExitCode::SUCCESS,
         }
     }
+}
+
+/// A mount without its counters is better than no mount.
+fn serve_counters(identity: &str, counters: &Arc<Source>) -> Option<stats_socket::Server> {
+    counters.snapshot()?;
+    let path = runtime_files::directory().join(runtime_files::file_name(identity, &counters.host, "stats"));
+    stats_socket::Server::start(path.clone(), counters.clone())
+        .inspect_err(|e| log::warn!("{}: {e}; the counters of this mount can't be read", path.display()))
+        .ok()
 }
 
 fn settings(args: &Args, options: &MountOptions, mountpoint: PathBuf) -> MountSettings {

@@ -24,7 +24,8 @@ use crate::fuse::mountinfo;
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
 
-fn directory() -> PathBuf {
+/// Where these files are: of the machine for root, of the session for others, or where `LUNFS_RUN_DIR` says.
+pub(super) fn directory() -> PathBuf {
     if let Some(path) = std::env::var_os("LUNFS_RUN_DIR") {
         return PathBuf::from(path);
     }
@@ -58,6 +59,11 @@ fn encode(text: &[u8]) -> String {
     out
 }
 
+/// The name of a file of one mount.
+pub(super) fn file_name(identity: &str, host: &str, extension: &str) -> String {
+    format!("{identity}@{}.{extension}", encode(host.as_bytes()))
+}
+
 /// The locked file of this mount.
 pub(super) struct Claim {
     file: Flock<File>,
@@ -69,7 +75,7 @@ impl Claim {
         let directory = directory();
         let system = |e: io::Error| Failure::system(format!("{}: {e}", directory.display()));
         DirBuilder::new().recursive(true).mode(0o755).create(&directory).map_err(system)?;
-        let path = directory.join(format!("{identity}@{}.lock", encode(host.as_bytes())));
+        let path = directory.join(file_name(identity, host, "lock"));
         let deadline = Instant::now() + PREDECESSOR_PATIENCE;
         loop {
             let file = OpenOptions::new()

@@ -12,11 +12,12 @@ use super::api::{Answer, FileHandle, FsError, FsResult, OpContext};
 use super::attr::{drop_privileges, is_directory, is_regular, touch_contents};
 use super::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS, Mapping};
 use super::op::{Needs, Op, OpResult};
+use super::space::TRUNCATING;
 use crate::alloc::{Need, Space};
 use crate::device::AlignedBuf;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::lease::IoClass;
-use crate::lock::Guard;
+use crate::lock::{Access, Guard, Mode};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, InodeNo};
 
 /// The largest file: 64 TiB.
@@ -120,10 +121,21 @@ impl Fs {
         self.may_change()?;
         let append =
             append || handle.is_some_and(|h| self.handles.lock().get(&h.0).is_some_and(|f| f.appends));
-        self.finish_truncation(cx, ino)?;
+        if !append && self.overwrite(cx, ino, offset, data)? {
+            let answer = self.run(cx, Needs::write(&[ino]), |op| {
+                let guard = op.write_inode(ino)?;
+                op.body(&guard, ino)?;
+                let body = op.change(&guard, ino)?;
+                drop_privileges(body, cx);
+                touch_contents(body);
+                Ok(data.len() as u32)
+            })?;
+            return Ok(answer);
+        }
         let mut done = 0;
         let mut start = offset;
         loop {
+            let mut truncating = false;
             let piece = &data[done..data.len().min(done + WRITE_STEP)];
             let answer = self.run(cx, Needs::write(&[ino]), |op| {
                 let guard = op.write_inode(ino)?;
@@ -133,6 +145,10 @@ impl Fs {
                     return Err(
                         if is_directory(body) { FsError::IsDirectory } else { FsError::Invalid }.into()
                     );
+                }
+                truncating = body.flags.get() & TRUNCATING != 0;
+                if truncating {
+                    return Ok(());
                 }
                 // The true end of file, wherever the kernel believes it is.
                 start = match append {
@@ -153,12 +169,58 @@ impl Fs {
                 Err(_) if done > 0 => self.run(cx, Needs::read(&[ino]), |_| Ok(()))?,
                 other => other?,
             };
+            if truncating {
+                drop(answer);
+                self.finish_truncation(cx, ino)?;
+                continue;
+            }
             done += piece.len();
             if done >= data.len() || piece.is_empty() {
                 let Answer { valid_for, hold, .. } = answer;
                 return Ok(Answer { value: done.min(data.len()) as u32, valid_for, hold });
             }
         }
+    }
+
+    /// Writes whole blocks that the file has already, next to other such writes of this host: a guest's
+    /// disk is written like that. False: this write needs more than that, and nothing was done.
+    fn overwrite(&self, cx: &OpContext, ino: InodeNo, offset: u64, data: &[u8]) -> FsResult<bool> {
+        let whole = BLOCK_BYTES_U64;
+        if data.is_empty() || !offset.is_multiple_of(whole) || !data.len().is_multiple_of(BLOCK_BYTES) {
+            return Ok(false);
+        }
+        let mut needs = Needs::read(&[ino]);
+        needs.inodes.insert(ino, (Mode::Exclusive, Access::Overwrite));
+        let tree = self.extent_tree(ino);
+        let answer = self.run(cx, needs, |op| {
+            let guard = op.inode(ino, Mode::Exclusive, Access::Overwrite)?;
+            let block = op.body(&guard, ino)?;
+            let body = InodeDisk::of(&block);
+            let inside = offset.checked_add(data.len() as u64).is_some_and(|end| end <= body.size.get());
+            let plain = is_regular(body) && body.form() == Form::Tree && body.flags.get() & TRUNCATING == 0;
+            if !inside || !plain {
+                return Ok(false);
+            }
+            let (first, end) = (offset / whole, (offset + data.len() as u64) / whole);
+            let mut places = Vec::new();
+            let mut at = first;
+            while at < end {
+                let mapping = op.look(&guard, ino, |nodes, root| tree.lookup(nodes, root, at))?;
+                let Mapping::Extent(extent) = mapping else { return Ok(false) };
+                if extent.unwritten {
+                    return Ok(false);
+                }
+                let until = extent.end().min(end);
+                places.push((extent.physical.plus(at - extent.logical), at, until));
+                at = until;
+            }
+            for (place, from, until) in places {
+                let piece = (from - first) as usize * BLOCK_BYTES..(until - first) as usize * BLOCK_BYTES;
+                self.store.door().write(IoClass::Data, place, &data[piece])?;
+            }
+            Ok(true)
+        })?;
+        Ok(answer.value)
     }
 
     /// Writes one piece: data first, then what exposes it goes into the plan.
@@ -197,7 +259,7 @@ impl Fs {
         let first = offset / BLOCK_BYTES_U64;
         let blocks = end.div_ceil(BLOCK_BYTES_U64) - first;
         let head = (offset % BLOCK_BYTES_U64) as usize;
-        if head == 0 && data.len() % BLOCK_BYTES == 0 && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
+        if head == 0 && data.len().is_multiple_of(BLOCK_BYTES) && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
             self.write_blocks(op, guard, ino, first, data)?;
         } else {
             let mut buf = AlignedBuf::zeroed(blocks as usize * BLOCK_BYTES);
@@ -206,7 +268,7 @@ impl Fs {
             if head > 0 {
                 self.read_edge(op, guard, ino, size, first, &mut buf[..BLOCK_BYTES])?;
             }
-            if end % BLOCK_BYTES_U64 != 0 && (last > first || head == 0) {
+            if !end.is_multiple_of(BLOCK_BYTES_U64) && (last > first || head == 0) {
                 let from = buf.len() - BLOCK_BYTES;
                 self.read_edge(op, guard, ino, size, last, &mut buf[from..])?;
             }
@@ -244,7 +306,7 @@ impl Fs {
         ino: InodeNo,
         size: u64,
     ) -> OpResult<()> {
-        if size % BLOCK_BYTES_U64 == 0 {
+        if size.is_multiple_of(BLOCK_BYTES_U64) {
             return Ok(());
         }
         let logical = size / BLOCK_BYTES_U64;

@@ -440,7 +440,7 @@ impl Fs {
             }
             Ok(list)
         })?;
-        answer.hold.extend(extra.into_iter().map(|g| Box::new(super::op::Held(Arc::new(g))) as _));
+        answer.hold.extend(extra.iter().map(|guard| Box::new(guard.in_use()) as _));
         Ok(answer)
     }
 }

@@ -19,7 +19,7 @@ use crate::layout::geometry::lock_of_inode;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, Magic};
-use crate::lock::{Access, Guard, LockError, LockId, Mode, Patience};
+use crate::lock::{Access, Guard, InUse, LockError, LockId, Mode, Patience};
 use crate::store::{Plan, StoreError};
 use crate::tree::{NodeRead, NodeStore, TreeError};
 use crate::types::{BlockNo, InodeNo};
@@ -125,11 +125,10 @@ pub(super) struct Op<'f> {
     rename: Option<Guard>,
 }
 
-pub(super) struct Held(#[allow(dead_code)] pub Arc<Guard>);
-impl Hold for Held {}
+impl Hold for InUse {}
 
 pub(super) fn patience_of(cx: &OpContext) -> Patience {
-    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone() }
+    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone(), not_for_the_dead: false }
 }
 
 impl Fs {
@@ -151,8 +150,9 @@ impl Fs {
                         self.store.apply(plan)?;
                     }
                     drop((spaces, rename));
+                    // The locks stay until the answer was delivered; other threads of this host go on.
                     let hold =
-                        guards.into_values().map(|guard| Box::new(Held(guard)) as Box<dyn Hold>).collect();
+                        guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
                 }
                 Err(Fail::Error(e)) => return Err(e),
@@ -195,8 +195,8 @@ impl<'f> Op<'f> {
     fn want(&mut self, ino: InodeNo, mode: Mode, access: Access) -> Fail {
         let entry = self.needs.inodes.entry(ino).or_insert((mode, access));
         entry.0 = entry.0.max(mode);
-        if access == Access::Write {
-            entry.1 = Access::Write;
+        if access != Access::Read && entry.1 != Access::Write {
+            entry.1 = access;
         }
         Fail::Again
     }
@@ -206,7 +206,7 @@ impl<'f> Op<'f> {
         let mode = self.fs.mode_for(ino, mode);
         if let Some(guard) = self.guards.get(&ino) {
             let enough = (mode == Mode::Shared || guard.is_exclusive())
-                && (access == Access::Read || guard.access() == Access::Write);
+                && (access == Access::Read || access == guard.access() || guard.access() == Access::Write);
             return if enough { Ok(guard.clone()) } else { Err(self.want(ino, mode, access)) };
         }
         let id = self.fs.inode_lock(ino)?;

@@ -237,7 +237,7 @@ impl Fs {
         while at < end {
             let block_end = (at / BLOCK_BYTES_U64 + 1) * BLOCK_BYTES_U64;
             let until = block_end.min(end);
-            if at % BLOCK_BYTES_U64 != 0 || until != block_end {
+            if !at.is_multiple_of(BLOCK_BYTES_U64) || until != block_end {
                 let guard = op.write_inode(ino)?;
                 let tree = self.extent_tree(ino);
                 let logical = at / BLOCK_BYTES_U64;

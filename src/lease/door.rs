@@ -28,7 +28,7 @@ pub enum IoClass {
 const CLASSES: usize = 7;
 
 /// Commands issued through a door, by class.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CommandCounts {
     pub reads: u64,
     pub writes: u64,

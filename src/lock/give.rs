@@ -114,7 +114,8 @@ impl LockManager {
             }
             if state.held != Held::Nothing {
                 let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
-                let first_use = state.unused && state.queued > 0 && since_grant < FIRST_USE;
+                let waited_for = state.queued > 0 || state.polled_for.is_some();
+                let first_use = state.unused && waited_for && since_grant < FIRST_USE;
                 let in_use = since_grant < MIN_HOLD && state.last_use.is_some_and(|at| at.elapsed() < IDLE);
                 if first_use || in_use {
                     state = entry.changed.wait_timeout(state, IDLE).0;
@@ -136,14 +137,15 @@ impl LockManager {
             let record = image.record.clone();
             match record.mode {
                 LockMode::Exclusive { owner, tenure } if owner == self.me => {
-                    state.adopt(image, Held::Exclusive(tenure), true);
+                    state.adopt(image, Held::Exclusive(tenure), true, || self.new_epoch());
                     // Not seen to begin, so nothing is known of what happened in it.
                     entry.dirtied.store(true, Ordering::Release);
+                    entry.changed.notify_all();
                     return Ok(true);
                 }
                 LockMode::Shared if record.sharers.contains(self.me.slot) => {
                     // Of an earlier life of our slot, or granted to a thread that gave up.
-                    state.adopt(image, Held::Shared, true);
+                    state.adopt(image, Held::Shared, true, || self.new_epoch());
                     return Ok(true);
                 }
                 _ => {
@@ -217,6 +219,10 @@ impl LockManager {
             return Ok(());
         }
         let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
+        if keep_share && usage.writable {
+            // Opened for writing meanwhile: begin anew, and give the lock away wholly.
+            return Ok(());
+        }
         let (mut image, held, own_wait, upgrading) = {
             let state = entry.state.lock();
             let Some(image) = state.image.clone() else { return Ok(()) };
@@ -251,8 +257,17 @@ impl LockManager {
                 state.image = Some(image);
                 return Ok(());
             };
-            // Our tenure ends here, at the issue of the swap, whatever becomes of it.
-            entry.state.lock().let_go();
+            {
+                // Our tenure ends here, at the issue of the swap, whatever becomes of it; so does one that
+                // was granted to us meanwhile and is passed on unused.
+                let mut state = entry.state.lock();
+                state.let_go();
+                if let LockMode::Exclusive { owner, tenure } = image.record.mode
+                    && owner == self.me
+                {
+                    state.ended = state.ended.max(tenure);
+                }
+            }
             match self.ats.swap(IoClass::Lock, &image, &to)? {
                 Swapped::Done(new) => return self.given(entry, target, held, left, new, to.change_counter),
                 // While it was ours nobody else could swap it: our image landed unseen (its answer was lost or
@@ -318,17 +333,5 @@ impl LockManager {
             self.ats.settle(IoClass::Lock)?;
         }
         Ok(())
-    }
-
-    /// How many locks this host remembers, and how many of them it holds.
-    pub fn population(&self) -> (usize, usize) {
-        let mut known = 0;
-        let mut held = 0;
-        for shard in &self.shards {
-            let shard = shard.lock();
-            known += shard.len();
-            held += shard.values().filter(|e| e.state.lock().held != Held::Nothing).count();
-        }
-        (known, held)
     }
 }
