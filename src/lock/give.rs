@@ -98,7 +98,7 @@ impl LockManager {
     fn give_once(&self, entry: &Entry) -> Result<bool, AtsError> {
         let id = entry.id;
         let mut state = entry.state.lock();
-        let target = loop {
+        let (target, doubtful) = loop {
             let Some(target) = state.wanted.iter().min_by_key(|w| (w.since, w.by.slot)).copied() else {
                 state.giving = false;
                 return Ok(false);
@@ -107,12 +107,10 @@ impl LockManager {
                 state = entry.changed.wait(state);
                 continue;
             }
-            if state.held == Held::Shared && target.mode == Mode::Shared {
-                // Who wants a share joins by itself.
-                state.wanted.retain(|w| w.by != target.by);
-                continue;
-            }
-            if state.held != Held::Nothing {
+            // Who wants a share of a shared lock joins by itself; so whoever asks a sharer for one has seen
+            // something that the sharer has not.
+            let doubtful = state.held == Held::Shared && target.mode == Mode::Shared;
+            if state.held != Held::Nothing && !doubtful {
                 let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
                 let waited_for = state.queued > 0 || state.polled_for.is_some();
                 let first_use = state.unused && waited_for && since_grant < FIRST_USE;
@@ -122,9 +120,9 @@ impl LockManager {
                     continue;
                 }
             }
-            break target;
+            break (target, doubtful);
         };
-        if state.held == Held::Nothing {
+        if state.held == Held::Nothing || doubtful {
             // The lock block alone says who holds: if it names us we hold it, known or not.
             state.busy = true;
             drop(state);
@@ -143,7 +141,7 @@ impl LockManager {
                     entry.changed.notify_all();
                     return Ok(true);
                 }
-                LockMode::Shared if record.sharers.contains(self.me.slot) => {
+                LockMode::Shared if record.sharers.contains(self.me.slot) && !doubtful => {
                     // Of an earlier life of our slot, or granted to a thread that gave up.
                     state.adopt(image, Held::Shared, true, || self.new_epoch());
                     return Ok(true);
