@@ -32,11 +32,12 @@ use crate::durations::Profile;
 use crate::format::{FormatOptions, format};
 use crate::fs::api::{OpContext, Operations};
 use crate::heartbeat::HostIdentity;
+use crate::layout::demand::RequestBlock;
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::superblock::Superblock;
 use crate::layout::{Block, RECORD_BYTES, zero_block};
-use crate::rt::sim::{SimRng, Simulation, on_host, spawn_on};
+use crate::rt::sim::{SimRng, Simulation, on_failure, on_host, spawn_on};
 use crate::rt::{HostTag, JoinHandle};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 use crate::volume::{MountError, MountOptions, Volume};
@@ -114,6 +115,8 @@ impl Cluster {
             judge,
             may_end: Arc::default(),
         };
+        let (shown, geometry) = (cluster.judge.clone(), cluster.superblock.geometry);
+        on_failure("who wants what", Box::new(move || wishes(&shown, &geometry)));
         let tags: Vec<HostTag> = (0..hosts).map(HostTag).collect();
         let mounting: Vec<_> = tags.iter().map(|tag| cluster.mounting(*tag)).collect();
         for (tag, thread) in tags.into_iter().zip(mounting) {
@@ -258,6 +261,21 @@ impl Cluster {
         assert!(audit.problems.is_empty(), "the audit found:\n  {}", audit.problems.join("\n  "));
         audit
     }
+}
+
+/// The requests that stand on the LUN, and the locks they are about.
+fn wishes(judge: &Judge, geometry: &Geometry) -> String {
+    let mut text = String::new();
+    for slot in geometry.all_slots() {
+        let at = geometry.request(slot);
+        let bytes = judge.lun.contents(at.offset_bytes(), BLOCK_BYTES);
+        let block = bytes.first_chunk().and_then(|b| RequestBlock::decode(b, judge.volume, at).ok());
+        for request in block.into_iter().flat_map(|b| b.requests) {
+            let lock = judge.lock_on_lun(request.lock);
+            text.push_str(&format!("  {slot:?} wants {request:?}\n    the lock says {lock:?}\n"));
+        }
+    }
+    text
 }
 
 /// What a thread returned; its panic goes on here.

@@ -13,11 +13,12 @@ pub mod compare;
 mod steps;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cluster::cx;
 use super::memfs::MemFs;
 use crate::fs::api::{Attributes, FileHandle, FsError, FsResult, Operations};
-use crate::rt::sim::SimRng;
+use crate::rt::sim::{SimRng, on_failure};
 use crate::types::InodeNo;
 
 /// An inode in both worlds.
@@ -45,7 +46,7 @@ pub struct Model {
     /// By their number in memory.
     nodes: BTreeMap<InodeNo, Node>,
     opens: Vec<Open>,
-    log: Vec<String>,
+    log: Arc<Mutex<Vec<String>>>,
     /// Operations done, and those that the real filesystem had no space for.
     pub done: u64,
     pub no_space: u64,
@@ -58,31 +59,42 @@ const MOST_NODES: usize = 60;
 /// Operations printed by a failure.
 const LOG: usize = 40;
 
+fn lock(log: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Model {
     pub fn new(seed: u64, root: InodeNo) -> Self {
         let mem = MemFs::new();
         let root = Node { real: root, mem: mem.root() };
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let shown = log.clone();
+        on_failure(
+            "last operations of the model",
+            Box::new(move || format!("  {}\n", lock(&shown).join("\n  "))),
+        );
         Model {
             rng: SimRng::new(seed, 5),
             nodes: BTreeMap::from([(root.mem, root)]),
             root,
             mem,
             opens: Vec::new(),
-            log: Vec::new(),
+            log,
             done: 0,
             no_space: 0,
         }
     }
 
     fn note(&mut self, text: String) {
-        if self.log.len() == LOG {
-            self.log.remove(0);
+        let mut log = lock(&self.log);
+        if log.len() == LOG {
+            log.remove(0);
         }
-        self.log.push(text);
+        log.push(text);
     }
 
     fn fail(&self, what: &str) -> ! {
-        panic!("{what}\nafter {} operations, the last ones:\n  {}", self.done, self.log.join("\n  "));
+        panic!("after {} operations: {what}", self.done);
     }
 
     /// Both worlds must agree: the same success or the same error. `None`: both failed, or there was no space.

@@ -1,9 +1,14 @@
 //! One operation at a time, each through another host, against the filesystem in memory.
 
+use std::time::Duration;
+
 use lunfs::device::sim::SimLunOptions;
 use lunfs::rt::sim::{SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted};
 use lunfs::testing::model::Model;
+
+/// No run needs more virtual time; one that does waits for something that won't come.
+pub const LONG: Duration = Duration::from_secs(1200);
 
 /// Volumes of all kinds, formatted once.
 pub fn volumes() -> &'static [Formatted; 4] {
@@ -28,7 +33,7 @@ fn operations_through_changing_hosts_are_those_of_one_filesystem() {
     for seed in seeds(0..12) {
         let (formatted, faults) = variant(seed);
         let hosts = 2 + (seed % 3) as u16;
-        let done = Simulation::new(seed).run(move || {
+        let done = Simulation::new(seed).max_time(LONG).run(move || {
             let cluster = Cluster::start(formatted, hosts);
             if faults {
                 cluster.unknown_swaps(seed, 30);

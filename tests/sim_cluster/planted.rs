@@ -51,7 +51,7 @@ fn raw(cluster: &Cluster, host: usize) -> std::sync::Arc<dyn BlockDevice> {
 }
 
 /// Swaps a lock as `host`, whatever it may.
-fn swap_lock(cluster: &Cluster, host: usize, at: BlockNo, change: impl FnOnce(&mut LockRecord)) {
+pub fn swap_lock(cluster: &Cluster, host: usize, at: BlockNo, change: impl FnOnce(&mut LockRecord)) {
     cluster.on(host, |_| {
         let door = cluster.hosts[host].volume.door().clone();
         let ats = Ats::new(door, cluster.superblock.volume);

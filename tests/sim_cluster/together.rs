@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::layout::geometry::lock_of_inode;
+use lunfs::layout::lock::LockMode;
 use lunfs::rt;
 use lunfs::rt::sim::{Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
+use lunfs::types::{SlotSet, Tenure};
 
-use super::model::volumes;
+use super::model::{LONG, volumes};
+use super::planted::swap_lock;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -38,6 +41,31 @@ fn a_hand_over_that_landed_unseen_is_not_taken_for_theft() {
             let reader = cluster
                 .spawn(0, "reader", move |fs| fs.read(&cx(), ino, None, 0, 10).map(|a| a.value.to_vec()));
             assert_eq!(joined(reader).unwrap(), b"two");
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn a_grant_that_nobody_waits_for_is_passed_on() {
+    // A sharer asked for its share by a request that was served meanwhile makes the other sharer the exclusive
+    // owner, who does not know it. The owner, asked for a share, must look at the block instead of its memory.
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 3);
+            let root = cluster.root();
+            for host in 0..2 {
+                cluster.on(host, |fs| fs.getattr(&cx(), root).map(drop)).unwrap();
+            }
+            let other = cluster.hosts[1].volume.heartbeat().me();
+            swap_lock(&cluster, 0, lock_of_inode(root), |r| {
+                assert_eq!(r.mode, LockMode::Shared);
+                r.mode = LockMode::Exclusive { owner: other, tenure: Tenure(r.swap_counter) };
+                r.sharers = SlotSet::EMPTY;
+            });
+            let reader = cluster.spawn(2, "reader", move |fs| fs.getattr(&cx(), root).map(drop));
+            joined(reader).unwrap();
             cluster.finish();
         });
     }
