@@ -377,7 +377,7 @@ impl Fs {
                     let level = op.look(guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                     let nodes = ExtentTree::insert_cost(level, 1).allocations;
                     let space = self.room(op, ino, nodes + 1)?;
-                    let found = self.alloc.blocks(&mut op.plan, &space, want);
+                    let found = self.alloc.blocks(&mut op.plan, &space, want, nodes);
                     let (place, got) = op.unless_full(&space, found)?;
                     self.store.door().write(IoClass::Data, place, piece(at + got))?;
                     let extent = Extent { logical: at, physical: place, blocks: got, unwritten: false };
@@ -444,7 +444,7 @@ impl Fs {
         body.size = U64::new(target.len() as u64);
         let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
         buf[..target.len()].copy_from_slice(target);
-        let (place, _) = self.alloc.blocks(&mut op.plan, space, 1)?;
+        let (place, _) = self.alloc.blocks(&mut op.plan, space, 1, 0)?;
         self.store.door().write(IoClass::Data, place, &buf)?;
         let extent = Extent { logical: 0, physical: place, blocks: 1, unwritten: false };
         self.map(op, guard, ino, space, extent)

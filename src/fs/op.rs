@@ -143,6 +143,7 @@ impl Fs {
         mut body: impl FnMut(&mut Op<'_>) -> OpResult<T>,
     ) -> FsResult<Answer<T>> {
         let mut needs = needs;
+        let mut settled = false;
         loop {
             let mut op = Op::begin(self, patience_of(cx), needs)?;
             match body(&mut op) {
@@ -156,6 +157,16 @@ impl Fs {
                     let hold =
                         guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
+                }
+                // Room that was given back becomes usable with a commit: that is tried once.
+                Err(Fail::Error(FsError::NoSpace)) if !settled && self.alloc.has_frozen() => {
+                    if !cx.may_wait {
+                        return Err(FsError::WouldWait);
+                    }
+                    settled = true;
+                    needs = op.needs.clone();
+                    drop(op);
+                    self.store.sync()?;
                 }
                 Err(Fail::Error(e)) => return Err(e),
                 Err(Fail::Again) => needs = op.needs,
@@ -364,7 +375,7 @@ impl NodeStore for Nodes<'_, '_> {
 
     fn allocate(&mut self) -> Result<BlockNo, Fail> {
         let space = self.space.clone().ok_or(FsError::NoSpace)?;
-        let found = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1);
+        let found = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1, 0);
         let (at, _) = self.op.unless_full(&space, found)?;
         self.op.plan.blocks_of_inode += 1;
         Ok(at)

@@ -187,7 +187,7 @@ impl Fs {
                 let level = op.look(&guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                 let nodes = ExtentTree::insert_cost(level, 1).allocations;
                 let space = self.room(op, ino, nodes + 1)?;
-                let found = self.alloc.blocks(&mut op.plan, &space, until - at);
+                let found = self.alloc.blocks(&mut op.plan, &space, until - at, nodes);
                 let (physical, blocks) = op.unless_full(&space, found)?;
                 let extent = Extent { logical: at, physical, blocks, unwritten: true };
                 self.map(op, &guard, ino, &space, extent)?;
