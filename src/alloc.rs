@@ -73,7 +73,11 @@ struct Hint {
     free_inodes: u32,
     /// Chunk where the last search ended.
     cursor: u64,
+    /// Chunk where the last inode came from.
+    inode_cursor: u64,
     births: u32,
+    /// No group could be born here; nothing was freed since.
+    no_groups: bool,
 }
 
 struct State {
@@ -386,6 +390,9 @@ impl Allocator {
                 Some(false) => return Err(AllocError::FreeTwice { at }),
                 None => self.freeze(plan, self.chunk_of(at), mask, 0),
             }
+            if let Some(hint) = self.state.lock().hints.get_mut(&space.cluster) {
+                hint.no_groups = false;
+            }
             done += len;
         }
         Ok(())
@@ -398,17 +405,20 @@ impl Allocator {
             frozen.0 |= blocks;
             frozen.1 |= inodes;
         }
-        let state = self.state.clone();
-        plan.when_durable(move || {
-            let mut state = state.lock();
-            if let Some(frozen) = state.frozen.get_mut(&chunk) {
-                frozen.0 &= !blocks;
-                frozen.1 &= !inodes;
-                if *frozen == (0, 0) {
-                    state.frozen.remove(&chunk);
+        let thaw = |state: Arc<Mutex<State>>| {
+            move || {
+                let mut state = state.lock();
+                if let Some(frozen) = state.frozen.get_mut(&chunk) {
+                    frozen.0 &= !blocks;
+                    frozen.1 &= !inodes;
+                    if *frozen == (0, 0) {
+                        state.frozen.remove(&chunk);
+                    }
                 }
             }
-        });
+        };
+        plan.when_durable(thaw(self.state.clone()));
+        plan.when_abandoned(thaw(self.state.clone()));
     }
 
     /// Marks an inode of this cluster as free. Its lock, counters and generation stay.
@@ -440,23 +450,41 @@ impl Allocator {
     /// A free inode of this cluster and access to it, for good if the plan is applied. Groups are born as
     /// needed.
     pub fn inode(&self, plan: &mut Plan<'_>, space: &Space) -> Result<(InodeNo, Guard), AllocError> {
-        if let Some(found) = self.find_inode(plan, space)? {
+        // Locks of free inodes may still be with whoever freed them; looking at many costs more than a birth.
+        if let Some(found) = self.find_inode(plan, space, 4)? {
             return Ok(found);
         }
-        self.give_birth(plan, space)?;
-        self.find_inode(plan, space)?.ok_or(AllocError::NoSpace)
+        match self.give_birth(plan, space) {
+            Ok(()) => {}
+            Err(AllocError::NoSpace) => {
+                self.state.lock().hints.entry(space.cluster).or_default().no_groups = true;
+            }
+            Err(e) => return Err(e),
+        }
+        self.find_inode(plan, space, usize::MAX)?.ok_or(AllocError::NoSpace)
     }
 
-    fn find_inode(&self, plan: &mut Plan<'_>, space: &Space) -> Result<Option<(InodeNo, Guard)>, AllocError> {
+    /// The first free inode whose lock can be had without asking; gives up after `misses` that can't.
+    fn find_inode(
+        &self,
+        plan: &mut Plan<'_>,
+        space: &Space,
+        mut misses: usize,
+    ) -> Result<Option<(InodeNo, Guard)>, AllocError> {
         let start = self.geometry.cluster(space.cluster);
-        for map in 0..self.geometry.cluster_maps(space.cluster) {
+        let maps = self.geometry.cluster_maps(space.cluster);
+        let cursor = self.state.lock().hints.get(&space.cluster).map_or(0, |h| h.inode_cursor);
+        // From the cursor on, round to its own map's beginning.
+        for step in 0..=maps {
+            let map = (cursor / CHUNKS_PER_MAP + step) % maps;
+            let first = if step == 0 { (cursor % CHUNKS_PER_MAP) as usize } else { 0 };
             let summary = self.header(plan, space)?.summaries[map as usize];
             if summary.written == 0 || summary.free_inodes.get() == 0 {
                 continue;
             }
             let block = self.map(plan, space, map)?;
             let this: &ClusterMap = transmute_ref!(&*block);
-            for (i, chunk) in this.chunks.iter().enumerate() {
+            for (i, chunk) in this.chunks.iter().enumerate().skip(first) {
                 if chunk.group != 1 || chunk.inodes == u8::MAX {
                     continue;
                 }
@@ -471,15 +499,40 @@ impl Allocator {
                     let id = LockId { kind: LockKind::Inode, at: lock_of_inode(ino) };
                     // A lock that another host holds is not worth asking for: there are other inodes.
                     let Some(guard) = self.locks.try_acquire(id, Mode::Exclusive, Access::Write)? else {
+                        misses = misses.saturating_sub(1);
+                        if misses == 0 {
+                            return Ok(None);
+                        }
                         continue;
                     };
+                    if !self.store.is_cached(&guard, ino.body()) {
+                        self.fetch_group(group, bit, &guard)?;
+                    }
                     self.change_chunk(plan, space, index, |c| c.inodes |= 1 << bit)?;
                     plan.net_inodes += 1;
+                    self.state.lock().hints.entry(space.cluster).or_default().inode_cursor = index;
                     return Ok(Some((ino, guard)));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Reads the bodies of a whole group, as far as this host holds their locks: whoever uses one free inode
+    /// of it soon uses the next.
+    fn fetch_group(&self, group: BlockNo, mine: u64, guard: &Guard) -> Result<(), AllocError> {
+        let others: Vec<Option<Guard>> = (0..GROUP_INODES)
+            .map(|bit| {
+                let id = LockId { kind: LockKind::Inode, at: group.plus(bit) };
+                if bit == mine { None } else { self.locks.try_held(id, Mode::Shared, Access::Read) }
+            })
+            .collect();
+        let guards: Vec<Option<&Guard>> = others
+            .iter()
+            .enumerate()
+            .map(|(bit, other)| if bit as u64 == mine { Some(guard) } else { other.as_ref() })
+            .collect();
+        Ok(self.store.prefetch(group.plus(GROUP_INODES), &guards, Magic::Inode)?)
     }
 
     /// Does this cluster say that an inode lies there? Read without the lock: for addresses from outside.
@@ -504,6 +557,7 @@ impl Allocator {
 }
 
 fn enough(hint: &Hint, need: Need) -> bool {
-    let group = if need.inode && hint.free_inodes == 0 { 2 * GROUP_BLOCKS as u32 } else { 0 };
-    hint.free_blocks >= need.blocks + group
+    let must_bear = need.inode && hint.free_inodes == 0;
+    let group = if must_bear { 2 * GROUP_BLOCKS as u32 } else { 0 };
+    hint.free_blocks >= need.blocks + group && !(must_bear && hint.no_groups)
 }

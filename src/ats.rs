@@ -64,7 +64,22 @@ swap_record!(DoorbellRecord);
 #[derive(Clone, Debug)]
 pub struct Image<R> {
     pub record: R,
-    bytes: AlignedBuf,
+    /// The block without the zeroes at its end: a host remembers an image for each lock it knows.
+    bytes: Box<[u8]>,
+}
+
+impl<R> Image<R> {
+    fn new(record: R, block: &[u8]) -> Self {
+        let len = block.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+        Image { record, bytes: block[..len].into() }
+    }
+
+    /// The whole logical block, fit for I/O.
+    fn block(&self, logical_bytes: usize) -> AlignedBuf {
+        let mut block = AlignedBuf::zeroed(logical_bytes.max(self.bytes.len()));
+        block[..self.bytes.len()].copy_from_slice(&self.bytes);
+        block
+    }
 }
 
 /// What became of a swap.
@@ -107,6 +122,8 @@ pub struct Ats {
     pub stats: AtsStats,
 }
 
+/// A record whose checksum is wrong is read again this often before it is called damaged.
+const TORN_TRIES: u32 = 3;
 /// Pause before a block is looked at again after an unknown outcome.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -143,24 +160,31 @@ impl Ats {
     /// The block as it is on the disk now.
     pub fn read<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         let mut bytes = AlignedBuf::zeroed(self.logical_bytes);
-        self.door.read(class, at, &mut bytes)?;
-        let record = R::decode(&bytes, self.volume, at)?;
-        Ok(Image { record, bytes })
+        let mut tries = 0;
+        loop {
+            self.door.read(class, at, &mut bytes)?;
+            match R::decode(&bytes, self.volume, at) {
+                Ok(record) => return Ok(Image::new(record, &bytes)),
+                // A read beside a swap may see half of each on some paths.
+                Err(LayoutError::Checksum { .. }) if tries < TORN_TRIES => tries += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
     /// An image from bytes read in a larger read; `bytes` starts at the record's block.
     pub fn image_from<R: SwapRecord>(&self, at: BlockNo, bytes: &[u8]) -> Result<Image<R>, AtsError> {
         let record = R::decode(bytes, self.volume, at)?;
         let logical = bytes.get(..self.logical_bytes).unwrap_or(bytes);
-        Ok(Image { record, bytes: AlignedBuf::copy_of(logical) })
+        Ok(Image::new(record, logical))
     }
 
     /// The image of a record that this host itself wrote by a plain write (the birth of a lock): the
     /// rest of the block is zero.
     pub fn image_of_born<R: SwapRecord>(&self, record: &R) -> Image<R> {
-        let mut bytes = AlignedBuf::zeroed(self.logical_bytes);
+        let mut bytes = vec![0; self.logical_bytes];
         record.encode(self.volume, &mut bytes);
-        Image { record: record.clone(), bytes }
+        Image::new(record.clone(), &bytes)
     }
 
     /// Replaces `from` by `to`, under a fresh nonce, if the block still equals `from`.
@@ -172,22 +196,22 @@ impl Ats {
     ) -> Result<Swapped<R>, AtsError> {
         let at = to.address();
         let mut record = to.clone();
+        let expected = from.block(self.logical_bytes);
         // All images this call tried; any of them found on the disk is ours.
         let mut tried: Vec<Image<R>> = Vec::new();
         loop {
             record.set_nonce(self.fresh_nonce());
-            let mut bytes = from.bytes.clone();
-            record.encode(self.volume, &mut bytes);
-            let new = Image { record: record.clone(), bytes };
-            let outcome = self.door.compare_and_write(class, at, &from.bytes, &new.bytes);
-            tried.push(new);
+            let mut new = expected.clone();
+            record.encode(self.volume, &mut new);
+            let outcome = self.door.compare_and_write(class, at, &expected, &new);
+            tried.push(Image::new(record.clone(), &new));
             match outcome {
                 Ok(CompareOutcome::Swapped) => {
                     self.stats.done.fetch_add(1, Ordering::Relaxed);
                     return Ok(Swapped::Done(tried.swap_remove(tried.len() - 1)));
                 }
                 Ok(CompareOutcome::Miscompare) => {
-                    let found = self.read::<R>(class, at)?;
+                    let found = self.read_until_answered::<R>(class, at)?;
                     if let Some(i) = tried.iter().position(|t| t.bytes[..] == found.bytes[..]) {
                         self.stats.own_had_landed.fetch_add(1, Ordering::Relaxed);
                         log::debug!("swap of block {at}: miscompare, but our own write had landed");

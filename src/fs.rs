@@ -22,7 +22,7 @@ mod space;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::alloc::Allocator;
@@ -40,7 +40,7 @@ use extents::ExtentTree;
 pub use orphans::ReapReport;
 
 /// How long the kernel may cache an answer that a lock covers: until we tell it otherwise.
-pub(self) const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_secs(3600);
 
 /// How a file is open on this host.
 #[derive(Clone, Copy, Default)]
@@ -73,6 +73,10 @@ pub struct Fs {
     /// Inodes that operations used as directories: their names have to be forgotten, too.
     directories: Mutex<BTreeSet<InodeNo>>,
     orphans: Mutex<orphans::Orphans>,
+    /// Held while the times of a file are set next to other writers of the file.
+    times: Mutex<()>,
+    /// Ends the waits of background work: the host leaves.
+    stopping: Arc<AtomicBool>,
 }
 
 /// What a mounted volume is made of, handed to the filesystem.
@@ -103,7 +107,14 @@ impl Fs {
             next_handle: AtomicU64::new(1),
             directories: Mutex::new(BTreeSet::new()),
             orphans: Mutex::new(orphans::Orphans::default()),
+            times: Mutex::new(()),
+            stopping: Arc::new(AtomicBool::new(false)),
         }
+    }
+
+    /// Background work stops waiting for other hosts.
+    pub fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     pub fn alloc(&self) -> &Allocator {

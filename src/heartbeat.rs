@@ -16,8 +16,8 @@ mod watch;
 pub use claim::{Claim, ClaimError, HostIdentity, claim};
 pub use watch::{Liveness, Peers};
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::ats::{Ats, AtsError, Image, Swapped};
@@ -46,7 +46,11 @@ pub struct Heartbeat {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Nanoseconds that the slowest beat so far took.
     slowest_beat_ns: AtomicU64,
+    /// What the beat vouches for besides itself: `Err` names what is stuck.
+    vital: OnceLock<Vital>,
 }
+
+type Vital = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// Tells threads to end, and wakes them from their sleep.
 #[derive(Default)]
@@ -106,6 +110,7 @@ impl Heartbeat {
             stop: Arc::new(Stop::default()),
             threads: Mutex::new(Vec::new()),
             slowest_beat_ns: AtomicU64::new(0),
+            vital: OnceLock::new(),
         });
         let beat = {
             let (this, period) = (this.clone(), Duration::from_millis(durations.beat_ms.into()));
@@ -138,6 +143,12 @@ impl Heartbeat {
         Duration::from_nanos(self.slowest_beat_ns.load(Ordering::Relaxed))
     }
 
+    /// From now on the beat stops when `vital` fails: a host that beats but does not answer others would
+    /// keep them waiting for ever.
+    pub fn vouch_for(&self, vital: Vital) {
+        let _ = self.vital.set(vital);
+    }
+
     fn beat_loop(&self, claimed_at: Instant, period: Duration) {
         let mut next = claimed_at + period;
         while self.stop.sleep_until(next) {
@@ -158,6 +169,9 @@ impl Heartbeat {
 
     /// One beat. `Err`: the slot is no longer ours, or the lease ended.
     fn beat(&self, issued: Instant) -> Result<(), String> {
+        if let Some(vital) = self.vital.get() {
+            vital()?;
+        }
         let mut image = self.image.lock();
         if self.stop.is_stopped() {
             return Ok(());

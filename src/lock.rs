@@ -19,11 +19,12 @@ mod decide;
 mod demand;
 mod entry;
 mod give;
+mod trim;
 
 pub use census::Census;
 pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
-pub use entry::{Access, Guard};
+pub use entry::{Access, Guard, InUse};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +35,7 @@ use thiserror::Error;
 
 use crate::ats::{Ats, AtsError, Image, Swapped};
 use crate::heartbeat::{Liveness, Peers};
+use crate::layout::LayoutError;
 use crate::layout::demand::Want;
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::lease::IoClass;
@@ -61,12 +63,14 @@ pub struct LockId {
 pub struct Patience {
     pub may_wait: bool,
     pub interrupt: Option<Arc<AtomicBool>>,
+    /// Rather fail than wait for somebody to recover a dead owner.
+    pub not_for_the_dead: bool,
 }
 
 impl Patience {
     /// As long as it takes.
     pub fn endless() -> Self {
-        Patience { may_wait: true, interrupt: None }
+        Patience { may_wait: true, ..Patience::default() }
     }
 
     fn interrupted(&self) -> bool {
@@ -81,8 +85,10 @@ pub enum LockError {
     WouldWait,
     #[error("interrupted")]
     Interrupted,
-    #[error("{0:?} held this and its journal can't be replayed; run fsck.lunfs")]
+    #[error("{0} held this and its journal can't be replayed; run fsck.lunfs")]
     Lost(Owner),
+    #[error("host \"{name}\" ({owner}) died while it held this and has not been recovered")]
+    OwnerDead { name: String, owner: Owner },
     #[error(transparent)]
     Ats(#[from] AtsError),
 }
@@ -128,6 +134,11 @@ pub struct LockManager {
     demand: Arc<Demand>,
     shards: [Mutex<BTreeMap<BlockNo, Arc<Entry>>>; SHARDS],
     steward: OnceLock<Weak<dyn Steward>>,
+    /// Epochs are unique over all locks, so that a block cached under a lock that was forgotten in between
+    /// is never taken for one of its next epoch.
+    next_epoch: AtomicU64,
+    /// A thread tells somebody that an inode is not open here.
+    telling: AtomicBool,
     pub stats: LockStats,
 }
 
@@ -165,6 +176,8 @@ impl LockManager {
             demand,
             shards: Default::default(),
             steward: OnceLock::new(),
+            next_epoch: AtomicU64::new(1),
+            telling: AtomicBool::new(false),
             stats: LockStats::default(),
         });
         this.demand.set_sink(Arc::downgrade(&this));
@@ -217,10 +230,25 @@ impl LockManager {
         {
             state.held = Held::Exclusive(tenure);
             state.valid_at = Some(record.change_counter);
-            state.epoch += 1;
+            state.epoch = self.new_epoch();
             state.image = Some(self.ats.image_of_born(record));
         }
         state.epoch
+    }
+
+    /// The birth came to nothing: its locks lie in free space again.
+    pub fn forget_born(&self, locks: &[BlockNo]) {
+        for at in locks {
+            if let Some(entry) = self.shard(*at).lock().remove(at) {
+                let mut state = entry.state.lock();
+                state.held = Held::Nothing;
+                state.image = None;
+            }
+        }
+    }
+
+    fn new_epoch(&self) -> u64 {
+        self.next_epoch.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A nonce that no image on this volume ever carried.
@@ -276,7 +304,9 @@ impl LockManager {
                     Ok(Attempt::Holds { image, held, unseen }) => {
                         self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                         let waiters = image.record.waiters;
-                        state.adopt(image, held, unseen && posted.is_none());
+                        let strange = unseen && posted.is_none();
+                        state.adopt(image, held, strange, || self.new_epoch());
+                        entry.dirtied.fetch_or(strange && held != Held::Shared, Ordering::AcqRel);
                         if !waiters.without(self.me.slot).is_empty() {
                             self.demand.look_at(waiters.without(self.me.slot));
                         }
@@ -285,12 +315,22 @@ impl LockManager {
                         if self.peers.liveness(owner) == Liveness::Lost {
                             break Err(LockError::Lost(owner));
                         }
+                        let record = image.record.clone();
                         state.image = Some(image);
                         drop(state);
+                        if patience.not_for_the_dead {
+                            state = entry.state.lock();
+                            break Err(LockError::OwnerDead { name: self.name_of(owner), owner });
+                        }
                         let wait = posted.get_or_insert_with(|| Posted::new(self));
                         wait.say_dead(id, owner);
-                        crate::rt::sleep(DEAD_PAUSE);
+                        // The wish stands where everybody can see it, though nobody is there to be rung.
+                        let asked = wait.ask(id, mode, &record, &[]);
                         state = entry.state.lock();
+                        if let Err(e) = asked {
+                            break Err(e.into());
+                        }
+                        state = entry.changed.wait_timeout(state, DEAD_PAUSE).0;
                     }
                     Ok(Attempt::MustAsk { image, ask }) => {
                         let record = image.record.clone();
@@ -304,7 +344,7 @@ impl LockManager {
                             break Err(e.into());
                         }
                         // The lock may have been changed by this host meanwhile: look before sleeping.
-                        if !(state.held.covers(mode) && !state.closing) {
+                        if !state.held.covers(mode) || state.closing {
                             state = entry.changed.wait_timeout(state, wait.pause()).0;
                         }
                     }
@@ -348,7 +388,7 @@ impl LockManager {
     pub fn try_acquire(&self, id: LockId, mode: Mode, access: Access) -> Result<Option<Guard>, LockError> {
         let entry = self.entry(id);
         let mut state = entry.state.lock();
-        if !(state.held.covers(mode) && !state.closing) {
+        if !state.held.covers(mode) || state.closing {
             if state.busy || state.closing || state.polled_for.is_some() {
                 return Ok(None);
             }
@@ -363,7 +403,9 @@ impl LockManager {
                 Attempt::Holds { image, held, unseen } => {
                     self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                     let waiters = image.record.waiters.without(self.me.slot);
-                    state.adopt(image, held, unseen);
+                    state.adopt(image, held, unseen, || self.new_epoch());
+                    // Forgotten, or never known: what happened in that tenure is not known either.
+                    entry.dirtied.fetch_or(unseen && held != Held::Shared, Ordering::AcqRel);
                     if !waiters.is_empty() {
                         self.demand.look_at(waiters);
                     }
@@ -402,7 +444,10 @@ impl LockManager {
         loop {
             let record = &image.record;
             let owner = match record.mode {
-                LockMode::Exclusive { owner, .. } if owner != self.me => self.peers.liveness(owner),
+                LockMode::Exclusive { owner, .. } if owner != self.me => {
+                    self.check_life(id, owner)?;
+                    self.peers.liveness(owner)
+                }
                 _ => Liveness::Living,
             };
             let next_asks = match record.next {
@@ -447,6 +492,22 @@ impl LockManager {
                 Step::OwnerDead(owner) => return Ok(Attempt::Dead { image, owner }),
             }
         }
+    }
+
+    /// A lock that names a life that its slot never had is damaged: nobody could ever be asked for it.
+    fn check_life(&self, id: LockId, owner: Owner) -> Result<(), AtsError> {
+        if self.peers.last_seen(owner.slot).is_some_and(|r| r.incarnation >= owner.incarnation) {
+            return Ok(());
+        }
+        if self.peers.has(owner.slot) && self.peers.fresh(owner.slot)?.incarnation >= owner.incarnation {
+            return Ok(());
+        }
+        let (what, field, value) = ("lock", "owner", owner.incarnation.0);
+        Err(LayoutError::Field { what, at: id.at, field, value }.into())
+    }
+
+    fn name_of(&self, owner: Owner) -> String {
+        self.peers.last_seen(owner.slot).map(|r| r.host_name).unwrap_or_default()
     }
 
     /// Who stands behind a share bit; a slot that seems empty is read again now, after the image was.
@@ -542,7 +603,7 @@ impl<'a> Posted<'a> {
     fn say_dead(&mut self, id: LockId, owner: Owner) {
         if self.said_dead.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
             self.said_dead = Some(Instant::now());
-            let name = self.manager.peers.last_seen(owner.slot).map(|r| r.host_name).unwrap_or_default();
+            let name = self.manager.name_of(owner);
             log::warn!(
                 "waiting for the {} lock at block {}: its owner, host \"{name}\" ({owner}), is dead and not recovered",
                 id.kind.name(),

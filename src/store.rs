@@ -55,7 +55,7 @@ pub enum StoreError {
 
 /// A changed block on its way: running, committing or committed.
 #[derive(Clone)]
-pub(self) struct Dirty {
+struct Dirty {
     block: Arc<Block>,
     lock: BlockNo,
     tenure: Tenure,
@@ -69,7 +69,7 @@ struct Clean {
 }
 
 /// Committed, not in place.
-pub(self) struct Pending {
+struct Pending {
     dirty: Dirty,
     sequence: u64,
 }
@@ -87,15 +87,21 @@ struct Running {
     began: Option<Instant>,
 }
 
-pub(self) struct State {
+struct State {
     clean: LruCache<BlockNo, Clean>,
     running: Running,
     committing: BTreeMap<BlockNo, Dirty>,
     pending: BTreeMap<BlockNo, Pending>,
+    /// When the oldest of them was committed.
+    pending_since: Option<Instant>,
     /// Id of the last durable transaction.
     durable: u64,
     failed: Option<String>,
 }
+
+/// What is committed goes to its place after this long: it bounds replay, and lets others see by reading
+/// that a group of inodes exists.
+const IN_PLACE_AGE: Duration = Duration::from_secs(10);
 
 /// Called with every block served from the cache: tests compare it with the disk.
 pub type HitCheck = Arc<dyn Fn(BlockNo, &Block) + Send + Sync>;
@@ -133,6 +139,7 @@ impl Store {
                 running,
                 committing: BTreeMap::new(),
                 pending: BTreeMap::new(),
+                pending_since: None,
                 durable: 0,
                 failed: None,
             }),
@@ -192,6 +199,41 @@ impl Store {
         Ok(block)
     }
 
+    /// Is the block in memory, and true under the guard?
+    pub fn is_cached(&self, guard: &Guard, at: BlockNo) -> bool {
+        let state = self.state.lock();
+        state.newest(at).is_some()
+            || state.clean.peek(&at).is_some_and(|c| c.lock == guard.lock() && c.epoch == guard.epoch())
+    }
+
+    /// Brings adjacent blocks, each under a guard of its own, into memory with one command. Blocks that are
+    /// there already, or that don't verify, are left to [`Store::read`].
+    pub fn prefetch(
+        &self,
+        first: BlockNo,
+        guards: &[Option<&Guard>],
+        magic: Magic,
+    ) -> Result<(), StoreError> {
+        let mut buf = AlignedBuf::zeroed(guards.len() * BLOCK_BYTES);
+        self.door.read(IoClass::Metadata, first, &mut buf)?;
+        let mut state = self.state.lock();
+        for (i, (guard, bytes)) in guards.iter().zip(buf.chunks_exact(BLOCK_BYTES)).enumerate() {
+            let at = first.plus(i as u64);
+            let Some(guard) = guard else { continue };
+            let lock = header_of(bytes).map(|h| h.lock.get());
+            if state.newest(at).is_some()
+                || verify(bytes, magic, self.volume, at).is_err()
+                || lock != Some(guard.lock().0)
+            {
+                continue;
+            }
+            let mut block: Arc<Block> = Arc::new([0; BLOCK_BYTES]);
+            Arc::make_mut(&mut block).copy_from_slice(bytes);
+            state.clean.put(at, Clean { block, lock: guard.lock(), epoch: guard.epoch() });
+        }
+        Ok(())
+    }
+
     /// A block that this host wrote in place itself (a birth) and that is true under the guard.
     pub fn remember(&self, guard_lock: BlockNo, epoch: u64, at: BlockNo, block: Arc<Block>) {
         self.state.lock().clean.put(at, Clean { block, lock: guard_lock, epoch });
@@ -199,7 +241,7 @@ impl Store {
 
     /// Joins the running transaction with a whole operation. Waits at most for this host's own journal.
     /// Returns the transaction's id for [`Store::commit`].
-    pub fn apply(&self, plan: Plan<'_>) -> Result<u64, StoreError> {
+    pub fn apply(&self, mut plan: Plan<'_>) -> Result<u64, StoreError> {
         let planned = plan.finish()?;
         let blocks = planned.changes.len();
         if blocks > self.limit {
@@ -229,6 +271,7 @@ impl Store {
         running.net_blocks += planned.net_blocks;
         running.net_inodes += planned.net_inodes;
         let id = running.id;
+        plan.joined();
         for at in planned.dropped {
             state.clean.pop(&at);
         }
@@ -335,6 +378,7 @@ impl Store {
             state.committing.clear();
             state.durable = taken.id;
             if let Some(sequence) = sequence {
+                state.pending_since.get_or_insert_with(Instant::now);
                 for at in taken.revokes.keys() {
                     if let Some(old) = state.pending.remove(at) {
                         journal.settled(old.sequence, 1);
@@ -365,7 +409,8 @@ impl Store {
             self.commit(id)?;
         }
         let mut journal = self.io.lock();
-        if journal.free_blocks() < journal.capacity_blocks() / 2 {
+        let old = self.state.lock().pending_since.is_some_and(|since| since.elapsed() >= IN_PLACE_AGE);
+        if old || journal.free_blocks() < journal.capacity_blocks() / 2 {
             self.checkpoint_locked(&mut journal, None)?;
             journal.advance_tail()?;
         }
@@ -401,8 +446,12 @@ impl Store {
     /// Everything durable.
     pub fn sync(&self) -> Result<(), StoreError> {
         let id = self.current();
-        self.commit(id)?;
-        Ok(self.door.flush(IoClass::Data)?)
+        if self.state.lock().durable >= id {
+            // Nothing to commit, but data written in place may not be durable.
+            return Ok(self.door.flush(IoClass::Data)?);
+        }
+        // The commit's flush began after everything that this transaction exposes was written.
+        self.commit(id)
     }
 
     /// Blocks and inodes that this slot allocated since mkfs, the running transaction included.

@@ -74,6 +74,8 @@ type EndHook = Box<dyn FnOnce(String) + Send>;
 
 /// Uncommitted changes wait at most this long for their commit.
 const COMMIT_AGE: Duration = Duration::from_secs(4);
+/// Locks remembered in memory, about 400 bytes each.
+const MOST_LOCKS: usize = 256 << 10;
 const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
 /// Other slots' orphan lists are looked through this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(120);
@@ -104,11 +106,12 @@ struct VolumeSteward {
     superblock: Superblock,
 }
 
-/// The thread that commits, checkpoints and reaps in the background.
+/// Background work: one thread commits and checkpoints and waits for nobody; another frees orphans and may
+/// wait for other hosts.
 struct Keeper {
     stop: Mutex<bool>,
     wake: Condvar,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Reads and checks the superblock of a device.
@@ -183,7 +186,8 @@ impl Volume {
         locks.set_steward(Arc::downgrade(&as_steward));
         demand.start()?;
         let id = LockId { kind: LockKind::Volume, at: geometry.volume_lock() };
-        let volume_guard = locks.acquire(id, Mode::Shared, Access::Read, &Patience::endless());
+        let patience = Patience { not_for_the_dead: true, ..Patience::endless() };
+        let volume_guard = locks.acquire(id, Mode::Shared, Access::Read, &patience);
         let volume_guard = match volume_guard {
             Ok(guard) => guard,
             Err(e) => {
@@ -199,6 +203,14 @@ impl Volume {
                 return Err(other.err().unwrap_or(MountError::Changed));
             }
         }
+        let lease = Duration::from_millis(heartbeat.record().durations.lease_ms.into());
+        let asked = demand.clone();
+        heartbeat.vouch_for(Box::new(move || match asked.last_look() {
+            late if late > lease => {
+                Err(format!("the doorbell was not looked at for {} ms", late.as_millis()))
+            }
+            _ => Ok(()),
+        }));
         let fs = Arc::new(Fs::new(Parts {
             superblock: superblock.clone(),
             locks: locks.clone(),
@@ -208,13 +220,20 @@ impl Volume {
             read_only: options.read_only,
         }));
         let _ = steward.fs.set(Arc::downgrade(&fs));
-        let keeper =
-            Arc::new(Keeper { stop: Mutex::new(false), wake: Condvar::new(), thread: Mutex::new(None) });
-        let thread = {
-            let (keeper, store, fs) = (keeper.clone(), store.clone(), fs.clone());
-            rt::spawn("keeper", move || keeper.run(&store, &fs))
+        let keeper = Arc::new(Keeper {
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+            threads: Mutex::new(Vec::new()),
+        });
+        let commits = {
+            let (keeper, store, locks) = (keeper.clone(), store.clone(), locks.clone());
+            rt::spawn("commit", move || keeper.keep_committing(&store, &locks))
         };
-        *keeper.thread.lock() = Some(thread);
+        let reaps = {
+            let (keeper, fs) = (keeper.clone(), fs.clone());
+            rt::spawn("reap", move || keeper.keep_reaping(&fs))
+        };
+        keeper.threads.lock().extend([commits, reaps]);
         let end_hooks: Arc<Mutex<Vec<EndHook>>> = Arc::default();
         {
             // Takes no lock of ours until the lease has ended, so that nothing can delay it.
@@ -290,11 +309,14 @@ impl Volume {
 
     /// Calls `hook` with the reason when this host may not use the volume any more.
     pub fn on_end(&self, hook: impl FnOnce(String) + Send + 'static) {
-        if self.door.lease().state() == LeaseState::Ended {
-            hook(self.door.lease().reason().unwrap_or_default());
-            return;
-        }
         self.end_hooks.lock().push(Box::new(hook));
+        // The end may have come before the hook did.
+        if self.door.lease().state() == LeaseState::Ended {
+            let reason = self.door.lease().reason().unwrap_or_default();
+            for hook in self.end_hooks.lock().drain(..) {
+                hook(reason.clone());
+            }
+        }
     }
 
     /// Commands that operations caused so far.
@@ -310,14 +332,20 @@ impl Volume {
             return Ok(());
         }
         *left = true;
+        self.fs.stop_waiting();
         self.keeper.stop();
         if !self.door.lease().allows() {
             self.heartbeat.abandon();
             self.demand.stop();
             return Ok(());
         }
-        self.fs.reap();
-        self.store.drain()?;
+        if let Err(e) = self.store.drain() {
+            // Others must not wait for a host that beats and can never give its locks away.
+            self.door.lease().end(&format!("leaving failed: {e}"));
+            self.heartbeat.abandon();
+            self.demand.stop();
+            return Err(e.into());
+        }
         self.demand.stop();
         drop(self.volume_guard.lock().take());
         self.heartbeat.leave()?;
@@ -330,25 +358,28 @@ impl Volume {
 const LEFT: &str = "left the volume";
 
 impl Keeper {
-    fn run(&self, store: &Store, fs: &Fs) {
-        let mut next_sweep = Instant::now();
-        loop {
-            {
-                let mut stop = self.stop.lock();
-                let until = Instant::now() + HOUSEKEEP_PERIOD;
-                while !*stop && Instant::now() < until {
-                    stop = self.wake.wait_until(stop, until).0;
-                }
-                if *stop {
-                    return;
-                }
-            }
-            if !store.door().lease().allows() {
-                return;
-            }
+    /// Sleeps for one period; false: stop.
+    fn pause(&self) -> bool {
+        let until = Instant::now() + HOUSEKEEP_PERIOD;
+        let mut stop = self.stop.lock();
+        while !*stop && Instant::now() < until {
+            stop = self.wake.wait_until(stop, until).0;
+        }
+        !*stop
+    }
+
+    fn keep_committing(&self, store: &Store, locks: &LockManager) {
+        while self.pause() && store.door().lease().allows() {
             if let Err(e) = store.housekeep(COMMIT_AGE) {
                 log::error!("background commit: {e}");
             }
+            locks.trim(MOST_LOCKS);
+        }
+    }
+
+    fn keep_reaping(&self, fs: &Fs) {
+        let mut next_sweep = Instant::now();
+        while self.pause() && fs.store().door().lease().allows() {
             if Instant::now() >= next_sweep {
                 next_sweep = Instant::now() + SWEEP_PERIOD;
                 if let Err(e) = fs.sweep() {
@@ -362,7 +393,7 @@ impl Keeper {
     fn stop(&self) {
         *self.stop.lock() = true;
         self.wake.notify_all();
-        if let Some(thread) = self.thread.lock().take() {
+        for thread in self.threads.lock().drain(..) {
             // A panic of the thread was reported when it happened.
             let _ = thread.join();
         }

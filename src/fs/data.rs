@@ -8,15 +8,16 @@ use std::sync::Arc;
 use zerocopy::little_endian::U64;
 
 use super::Fs;
-use super::api::{Answer, FileHandle, FsError, FsResult, OpContext};
+use super::api::{Answer, FileHandle, FsError, FsResult, Hold, OpContext};
 use super::attr::{drop_privileges, is_directory, is_regular, touch_contents};
 use super::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS, Mapping};
 use super::op::{Needs, Op, OpResult};
+use super::space::TRUNCATING;
 use crate::alloc::{Need, Space};
 use crate::device::AlignedBuf;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::lease::IoClass;
-use crate::lock::Guard;
+use crate::lock::{Access, Guard, Mode};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, InodeNo};
 
 /// The largest file: 64 TiB.
@@ -120,10 +121,26 @@ impl Fs {
         self.may_change()?;
         let append =
             append || handle.is_some_and(|h| self.handles.lock().get(&h.0).is_some_and(|f| f.appends));
-        self.finish_truncation(cx, ino)?;
+        if !append && let Some(hold) = self.overwrite(cx, ino, offset, data)? {
+            // The data is written, so this may not be begun anew elsewhere; and it need not wait for other
+            // hosts, since `hold` keeps the lock here. One at a time, so that times don't go back.
+            let cx = OpContext { may_wait: true, ..cx.clone() };
+            let _one = self.times.lock();
+            let answer = self.run(&cx, Self::overwrite_needs(ino), |op| {
+                let guard = op.inode(ino, Mode::Exclusive, Access::Overwrite)?;
+                op.body(&guard, ino)?;
+                let body = op.change(&guard, ino)?;
+                drop_privileges(body, &cx);
+                touch_contents(body);
+                Ok(data.len() as u32)
+            })?;
+            drop(hold);
+            return Ok(answer);
+        }
         let mut done = 0;
         let mut start = offset;
         loop {
+            let mut truncating = false;
             let piece = &data[done..data.len().min(done + WRITE_STEP)];
             let answer = self.run(cx, Needs::write(&[ino]), |op| {
                 let guard = op.write_inode(ino)?;
@@ -133,6 +150,10 @@ impl Fs {
                     return Err(
                         if is_directory(body) { FsError::IsDirectory } else { FsError::Invalid }.into()
                     );
+                }
+                truncating = body.flags.get() & TRUNCATING != 0;
+                if truncating {
+                    return Ok(());
                 }
                 // The true end of file, wherever the kernel believes it is.
                 start = match append {
@@ -153,12 +174,68 @@ impl Fs {
                 Err(_) if done > 0 => self.run(cx, Needs::read(&[ino]), |_| Ok(()))?,
                 other => other?,
             };
+            if truncating {
+                drop(answer);
+                self.finish_truncation(cx, ino)?;
+                continue;
+            }
             done += piece.len();
             if done >= data.len() || piece.is_empty() {
                 let Answer { valid_for, hold, .. } = answer;
                 return Ok(Answer { value: done.min(data.len()) as u32, valid_for, hold });
             }
         }
+    }
+
+    /// Writes whole blocks that the file has already, next to other such writes of this host: a guest's
+    /// disk is written like that. `None`: this write needs more than that, and nothing was done.
+    fn overwrite(
+        &self,
+        cx: &OpContext,
+        ino: InodeNo,
+        offset: u64,
+        data: &[u8],
+    ) -> FsResult<Option<Vec<Box<dyn Hold>>>> {
+        let whole = BLOCK_BYTES_U64;
+        if data.is_empty() || !offset.is_multiple_of(whole) || !data.len().is_multiple_of(BLOCK_BYTES) {
+            return Ok(None);
+        }
+        let tree = self.extent_tree(ino);
+        let answer = self.run(cx, Self::overwrite_needs(ino), |op| {
+            let guard = op.inode(ino, Mode::Exclusive, Access::Overwrite)?;
+            let block = op.body(&guard, ino)?;
+            let body = InodeDisk::of(&block);
+            let inside = offset.checked_add(data.len() as u64).is_some_and(|end| end <= body.size.get());
+            let plain = is_regular(body) && body.form() == Form::Tree && body.flags.get() & TRUNCATING == 0;
+            if !inside || !plain {
+                return Ok(false);
+            }
+            let (first, end) = (offset / whole, (offset + data.len() as u64) / whole);
+            let mut places = Vec::new();
+            let mut at = first;
+            while at < end {
+                let mapping = op.look(&guard, ino, |nodes, root| tree.lookup(nodes, root, at))?;
+                let Mapping::Extent(extent) = mapping else { return Ok(false) };
+                if extent.unwritten {
+                    return Ok(false);
+                }
+                let until = extent.end().min(end);
+                places.push((extent.physical.plus(at - extent.logical), at, until));
+                at = until;
+            }
+            for (place, from, until) in places {
+                let piece = (from - first) as usize * BLOCK_BYTES..(until - first) as usize * BLOCK_BYTES;
+                self.store.door().write(IoClass::Data, place, &data[piece])?;
+            }
+            Ok(true)
+        })?;
+        Ok(answer.value.then_some(answer.hold))
+    }
+
+    fn overwrite_needs(ino: InodeNo) -> Needs {
+        let mut needs = Needs::default();
+        needs.inodes.insert(ino, (Mode::Exclusive, Access::Overwrite));
+        needs
     }
 
     /// Writes one piece: data first, then what exposes it goes into the plan.
@@ -197,7 +274,7 @@ impl Fs {
         let first = offset / BLOCK_BYTES_U64;
         let blocks = end.div_ceil(BLOCK_BYTES_U64) - first;
         let head = (offset % BLOCK_BYTES_U64) as usize;
-        if head == 0 && data.len() % BLOCK_BYTES == 0 && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
+        if head == 0 && data.len().is_multiple_of(BLOCK_BYTES) && AlignedBuf::is_aligned(data, BLOCK_BYTES) {
             self.write_blocks(op, guard, ino, first, data)?;
         } else {
             let mut buf = AlignedBuf::zeroed(blocks as usize * BLOCK_BYTES);
@@ -206,7 +283,7 @@ impl Fs {
             if head > 0 {
                 self.read_edge(op, guard, ino, size, first, &mut buf[..BLOCK_BYTES])?;
             }
-            if end % BLOCK_BYTES_U64 != 0 && (last > first || head == 0) {
+            if !end.is_multiple_of(BLOCK_BYTES_U64) && (last > first || head == 0) {
                 let from = buf.len() - BLOCK_BYTES;
                 self.read_edge(op, guard, ino, size, last, &mut buf[from..])?;
             }
@@ -244,7 +321,7 @@ impl Fs {
         ino: InodeNo,
         size: u64,
     ) -> OpResult<()> {
-        if size % BLOCK_BYTES_U64 == 0 {
+        if size.is_multiple_of(BLOCK_BYTES_U64) {
             return Ok(());
         }
         let logical = size / BLOCK_BYTES_U64;
@@ -300,7 +377,8 @@ impl Fs {
                     let level = op.look(guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                     let nodes = ExtentTree::insert_cost(level, 1).allocations;
                     let space = self.room(op, ino, nodes + 1)?;
-                    let (place, got) = self.alloc.blocks(&mut op.plan, &space, want)?;
+                    let found = self.alloc.blocks(&mut op.plan, &space, want);
+                    let (place, got) = op.unless_full(&space, found)?;
                     self.store.door().write(IoClass::Data, place, piece(at + got))?;
                     let extent = Extent { logical: at, physical: place, blocks: got, unwritten: false };
                     self.map(op, guard, ino, &space, extent)?;

@@ -228,7 +228,8 @@ impl Fs {
         // Files follow their directory, unless its cluster is another host's.
         let near = self.geometry.cluster_of(parent.body());
         let space = op.space(near, need)?;
-        let (ino, guard) = self.alloc.inode(&mut op.plan, &space)?;
+        let found = self.alloc.inode(&mut op.plan, &space);
+        let (ino, guard) = op.unless_full(&space, found)?;
         let guard = op.adopt(ino, guard);
         let kind = ((mode & libc::S_IFMT) >> 12) as u8;
         let generation = self.begin_inode(op, &guard, ino, mode)?;
@@ -440,7 +441,7 @@ impl Fs {
             }
             Ok(list)
         })?;
-        answer.hold.extend(extra.into_iter().map(|g| Box::new(super::op::Held(Arc::new(g))) as _));
+        answer.hold.extend(extra.iter().map(|guard| Box::new(guard.in_use()) as _));
         Ok(answer)
     }
 }

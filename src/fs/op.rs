@@ -19,7 +19,7 @@ use crate::layout::geometry::lock_of_inode;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, Magic};
-use crate::lock::{Access, Guard, LockError, LockId, Mode, Patience};
+use crate::lock::{Access, Guard, InUse, LockError, LockId, Mode, Patience};
 use crate::store::{Plan, StoreError};
 use crate::tree::{NodeRead, NodeStore, TreeError};
 use crate::types::{BlockNo, InodeNo};
@@ -92,6 +92,8 @@ impl From<crate::layout::LayoutError> for FsError {
 pub(super) struct Needs {
     pub inodes: BTreeMap<InodeNo, (Mode, Access)>,
     pub clusters: BTreeSet<u64>,
+    /// Clusters in which this operation found no room after all.
+    pub full: BTreeSet<u64>,
     /// The rename lock, exclusively.
     pub rename: bool,
 }
@@ -125,11 +127,10 @@ pub(super) struct Op<'f> {
     rename: Option<Guard>,
 }
 
-pub(super) struct Held(#[allow(dead_code)] pub Arc<Guard>);
-impl Hold for Held {}
+impl Hold for InUse {}
 
 pub(super) fn patience_of(cx: &OpContext) -> Patience {
-    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone() }
+    Patience { may_wait: cx.may_wait, interrupt: cx.interrupt.clone(), not_for_the_dead: false }
 }
 
 impl Fs {
@@ -151,8 +152,9 @@ impl Fs {
                         self.store.apply(plan)?;
                     }
                     drop((spaces, rename));
+                    // The locks stay until the answer was delivered; other threads of this host go on.
                     let hold =
-                        guards.into_values().map(|guard| Box::new(Held(guard)) as Box<dyn Hold>).collect();
+                        guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
                 }
                 Err(Fail::Error(e)) => return Err(e),
@@ -195,8 +197,8 @@ impl<'f> Op<'f> {
     fn want(&mut self, ino: InodeNo, mode: Mode, access: Access) -> Fail {
         let entry = self.needs.inodes.entry(ino).or_insert((mode, access));
         entry.0 = entry.0.max(mode);
-        if access == Access::Write {
-            entry.1 = Access::Write;
+        if access != Access::Read && entry.1 != Access::Write {
+            entry.1 = access;
         }
         Fail::Again
     }
@@ -206,7 +208,7 @@ impl<'f> Op<'f> {
         let mode = self.fs.mode_for(ino, mode);
         if let Some(guard) = self.guards.get(&ino) {
             let enough = (mode == Mode::Shared || guard.is_exclusive())
-                && (access == Access::Read || guard.access() == Access::Write);
+                && (access == Access::Read || access == guard.access() || guard.access() == Access::Write);
             return if enough { Ok(guard.clone()) } else { Err(self.want(ino, mode, access)) };
         }
         let id = self.fs.inode_lock(ino)?;
@@ -257,23 +259,32 @@ impl<'f> Op<'f> {
 
     /// A cluster with room. One at a time: it is the last lock an operation takes.
     pub fn space(&mut self, near: Option<u64>, need: Need) -> OpResult<Arc<Space>> {
-        for space in self.spaces.values() {
-            if self.fs.alloc.has_room(&self.plan, space, need)? {
+        for (cluster, space) in &self.spaces {
+            if !self.needs.full.contains(cluster) && self.fs.alloc.has_room(&self.plan, space, need)? {
                 return Ok(space.clone());
             }
         }
         if !self.spaces.is_empty() {
             // Waiting for one more while holding others could close a circle: find out which one has
             // room without holding any, then begin anew with it.
-            let held: BTreeSet<u64> = self.spaces.keys().copied().collect();
+            let held: BTreeSet<u64> = self.spaces.keys().chain(&self.needs.full).copied().collect();
             self.spaces.clear();
             let found = self.fs.alloc.space(near, need, &held, &self.patience)?;
             self.needs.clusters.insert(found.cluster);
             return Err(Fail::Again);
         }
-        let space = Arc::new(self.fs.alloc.space(near, need, &BTreeSet::new(), &self.patience)?);
+        let space = Arc::new(self.fs.alloc.space(near, need, &self.needs.full, &self.patience)?);
         self.spaces.insert(space.cluster, space.clone());
         Ok(space)
+    }
+
+    /// A cluster that seemed to have room had none of the kind wanted (its free space is in pieces): the
+    /// operation begins anew and looks elsewhere.
+    pub fn unless_full<T>(&mut self, space: &Space, result: Result<T, AllocError>) -> OpResult<T> {
+        match result {
+            Err(AllocError::NoSpace) if self.needs.full.insert(space.cluster) => Err(Fail::Again),
+            other => Ok(other?),
+        }
     }
 
     /// The body of an inode that exists.
@@ -353,7 +364,8 @@ impl NodeStore for Nodes<'_, '_> {
 
     fn allocate(&mut self) -> Result<BlockNo, Fail> {
         let space = self.space.clone().ok_or(FsError::NoSpace)?;
-        let (at, _) = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1)?;
+        let found = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1);
+        let (at, _) = self.op.unless_full(&space, found)?;
         self.op.plan.blocks_of_inode += 1;
         Ok(at)
     }

@@ -61,11 +61,12 @@ fn name_of(ino: InodeNo) -> Vec<u8> {
     format!("{:016x}", ino.0).into_bytes()
 }
 
-fn background() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 0, may_wait: true, interrupt: None }
-}
-
 impl Fs {
+    /// Nobody in particular asks, and waits end when the host leaves.
+    fn background(&self) -> OpContext {
+        OpContext { uid: 0, gid: 0, pid: 0, may_wait: true, interrupt: Some(self.stopping.clone()) }
+    }
+
     /// One name fewer. The last one gone: the inode is freed, or becomes an orphan, which is returned.
     pub(super) fn drop_link(
         &self,
@@ -193,7 +194,9 @@ impl Fs {
                     self.orphans.lock().list.retain(|o| o.ino != orphan.ino);
                 }
                 other => {
-                    if let Err(e) = other {
+                    if let Err(e) = other
+                        && !matches!(e, FsError::Interrupted)
+                    {
                         log::warn!("freeing orphan inode {}: {e}", orphan.ino);
                     }
                     report.waiting += 1;
@@ -214,7 +217,7 @@ impl Fs {
         }
         loop {
             let answer =
-                self.run(&background(), Needs::write(&[dir, ino]), |op| self.reap_step(op, dir, ino))?;
+                self.run(&self.background(), Needs::write(&[dir, ino]), |op| self.reap_step(op, dir, ino))?;
             match answer.value {
                 Reap::Freed => return Ok(true),
                 Reap::Again => {}
@@ -296,7 +299,7 @@ impl Fs {
 
     fn collect_orphans(&self, slot: Slot) -> FsResult<()> {
         let dir = self.geometry.orphan_directory(slot);
-        let answer = self.run(&background(), Needs::read(&[dir]), |op| {
+        let answer = self.run(&self.background(), Needs::read(&[dir]), |op| {
             let guard = op.read_inode(dir)?;
             let tree = self.dir_tree(dir);
             let mut found = Vec::new();

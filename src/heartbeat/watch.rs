@@ -87,6 +87,11 @@ impl Peers {
         Ok(())
     }
 
+    /// Does the volume have this slot?
+    pub fn has(&self, slot: Slot) -> bool {
+        slot.0 < self.geometry.slots
+    }
+
     /// Reads one slot now: for decisions that need a look *after* something else was read.
     pub fn fresh(&self, slot: Slot) -> Result<SlotRecord, AtsError> {
         let issued = Instant::now();

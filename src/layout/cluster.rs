@@ -149,7 +149,7 @@ impl ClusterMap {
     }
 
     /// Checks a map just read.
-    pub fn parse<'a>(block: &'a Block, volume: VolumeId, at: BlockNo) -> Result<&'a Self, LayoutError> {
+    pub fn parse(block: &Block, volume: VolumeId, at: BlockNo) -> Result<&Self, LayoutError> {
         let what = Magic::ClusterMap.name();
         verify(&block[..], Magic::ClusterMap, volume, at)?;
         let this = Self::ref_from_bytes(&block[..]).map_err(|_| LayoutError::Short { what, at })?;

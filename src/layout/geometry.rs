@@ -88,9 +88,10 @@ impl Geometry {
         let journal_blocks = (size_blocks / 8 / u64::from(slots.max(1)))
             .clamp(MIB_BLOCKS / 4, 64 * MIB_BLOCKS)
             .next_multiple_of(GROUP_BLOCKS);
-        // About a thousand clusters: far more than hosts, few enough to look through.
+        // Some hundred clusters, thousands on the largest volumes: far more than hosts, few enough to look
+        // through, each large enough that a host seldom needs the next.
         let cluster_blocks =
-            (size_blocks / 1024).next_power_of_two().clamp(MIN_CLUSTER_BLOCKS, MAX_CLUSTER_BLOCKS);
+            (size_blocks / 256).next_power_of_two().clamp(MIN_CLUSTER_BLOCKS, MAX_CLUSTER_BLOCKS);
         let geometry = Geometry { size_blocks, slots, journal_blocks, cluster_blocks };
         geometry.check()?;
         Ok(geometry)

@@ -3,7 +3,7 @@
 //! Everything that needs I/O (who lives, does `next` still ask) is looked up by the caller, *after* the
 //! image was read, and handed in.
 
-use crate::layout::lock::{LockMode, LockRecord};
+use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::types::{Owner, Slot, SlotSet, Tenure};
 
 use super::Mode;
@@ -111,6 +111,12 @@ pub fn decide(record: &LockRecord, facts: &Facts<'_>, remembered: Held) -> Step 
         LockMode::Free => match (in_line, facts.want) {
             (Some(next), _) => Step::Wait { ask: vec![next] },
             (None, Mode::Exclusive) => exclusive(record.change_counter),
+            // Membership: nearly everybody holds it shared for as long as it is mounted.
+            (None, Mode::Shared) if record.kind == LockKind::Volume => {
+                let to =
+                    LockRecord { mode: LockMode::Shared, sharers: SlotSet::of(me.slot), next: None, ..base };
+                Step::Take { to, held: Held::Shared }
+            }
             // Alone, exclusive costs no more than a share and saves the upgrade; whoever else wants to
             // read asks, and we step down.
             (None, Mode::Shared) => exclusive(record.change_counter),
@@ -237,7 +243,6 @@ pub fn give(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::lock::LockKind;
     use crate::types::{BlockNo, Incarnation};
 
     fn host(slot: u16) -> Owner {

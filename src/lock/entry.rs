@@ -15,6 +15,9 @@ use crate::types::{BlockNo, Tenure};
 pub enum Access {
     /// Together with other readers of this host.
     Read,
+    /// Together with readers, while data that the lock covers is written in place: the lock does not step
+    /// down to a share meanwhile.
+    Overwrite,
     /// Alone.
     Write,
 }
@@ -39,10 +42,15 @@ pub(super) struct State {
     /// The change counter at which this epoch's cached blocks are true.
     pub valid_at: Option<u64>,
     readers: u32,
+    overwriters: u32,
     writer: bool,
     writers_waiting: u32,
+    /// Answers on their way to a reader that may cache them, and pins.
+    in_use: u32,
     /// Accesses granted so far: tells whether anything was served in between.
     pub served: u64,
+    /// `served` when the table was last trimmed.
+    pub served_at_trim: u64,
     /// A thread works on the disk block.
     pub busy: bool,
     /// The lock is about to leave: no access is granted.
@@ -70,17 +78,19 @@ const THROTTLE_PAUSE: Duration = Duration::from_micros(300);
 impl State {
     pub fn admits(&self, access: Access) -> bool {
         match access {
-            Access::Read => !self.writer && self.writers_waiting == 0,
-            Access::Write => !self.writer && self.readers == 0,
+            Access::Read | Access::Overwrite => !self.writer && self.writers_waiting == 0,
+            Access::Write => !self.writing() && self.readers == 0,
         }
     }
 
+    /// Nobody has access, and every answer was delivered.
     pub fn idle(&self) -> bool {
-        !self.writer && self.readers == 0
+        !self.writing() && self.readers == 0 && self.in_use == 0
     }
 
+    /// Something under the lock is being changed.
     pub fn writing(&self) -> bool {
-        self.writer
+        self.writer || self.overwriters > 0
     }
 
     pub fn enter(&mut self, access: Access) {
@@ -88,8 +98,17 @@ impl State {
         self.unused = false;
         match access {
             Access::Read => self.readers += 1,
+            Access::Overwrite => self.overwriters += 1,
             Access::Write => self.writer = true,
         }
+    }
+
+    /// A use ended. True: the next one should begin a little later.
+    fn used(&mut self) -> bool {
+        if !self.wanted.is_empty() {
+            self.last_use = Some(Instant::now());
+        }
+        self.throttle
     }
 
     /// Our hold ends: called at the issue of the swap that gives it away.
@@ -101,14 +120,20 @@ impl State {
     }
 
     /// Takes over what the disk says. `strange`: the image names us although we did not ask.
-    pub fn adopt(&mut self, image: Image<LockRecord>, held: Held, strange: bool) {
+    pub fn adopt(
+        &mut self,
+        image: Image<LockRecord>,
+        held: Held,
+        strange: bool,
+        new_epoch: impl FnOnce() -> u64,
+    ) {
         let counter = image.record.change_counter;
         if self.held == Held::Nothing {
             self.granted_at = Some(Instant::now());
             self.unused = true;
         }
         if self.valid_at != Some(counter) || strange {
-            self.epoch += 1;
+            self.epoch = new_epoch();
         }
         self.valid_at = Some(counter);
         self.image = Some(image);
@@ -187,10 +212,10 @@ impl Guard {
         self.access
     }
 
-    /// The tenure under which changes may be made: held exclusively, and this thread alone in it.
+    /// The tenure under which changes may be made: held exclusively, and no reader relies on what changes.
     pub fn tenure(&self) -> Option<Tenure> {
         match (self.held, self.access) {
-            (Held::Exclusive(tenure), Access::Write) => Some(tenure),
+            (Held::Exclusive(tenure), Access::Write | Access::Overwrite) => Some(tenure),
             _ => None,
         }
     }
@@ -210,21 +235,46 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Keeps the lock on this host, without keeping other threads of it out: for an answer on its way, or
+    /// for as long as the kernel may do something under the lock without asking.
+    pub fn in_use(&self) -> InUse {
+        self.entry.state.lock().in_use += 1;
+        InUse { entry: self.entry.clone() }
+    }
+}
+
+/// The lock stays on this host until this is dropped.
+pub struct InUse {
+    entry: Arc<Entry>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let throttled = {
+            let mut state = self.entry.state.lock();
+            state.in_use -= 1;
+            state.used()
+        };
+        self.entry.changed.notify_all();
+        if throttled {
+            crate::rt::sleep(THROTTLE_PAUSE);
+        }
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
-        let throttled;
-        {
+        let throttled = {
             let mut state = self.entry.state.lock();
             match self.access {
                 Access::Read => state.readers -= 1,
+                Access::Overwrite => state.overwriters -= 1,
                 Access::Write => state.writer = false,
             }
-            throttled = state.throttle;
-            if !state.wanted.is_empty() {
-                state.last_use = Some(Instant::now());
-            }
-            self.entry.changed.notify_all();
-        }
+            state.used() && state.in_use == 0
+        };
+        self.entry.changed.notify_all();
         if throttled {
             crate::rt::sleep(THROTTLE_PAUSE);
         }

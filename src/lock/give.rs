@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::decide::{Giving, give};
 use super::demand::RequestSink;
 use super::entry::Entry;
-use super::{Access, Held, LockId, LockManager, Mode, Patience, Usage, Wanted};
-use crate::ats::{AtsError, Swapped};
+use super::{Access, Held, LockError, LockId, LockManager, Mode, Patience, Usage, Wanted};
+use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::IoClass;
@@ -68,11 +68,20 @@ impl LockManager {
     fn look_at_opener(self: Arc<Self>, lock: BlockNo) {
         let Some(kind) = self.steward().and_then(|s| s.kind_of(lock)) else { return };
         let id = LockId { kind, at: lock };
-        if self.steward().is_none_or(|s| s.usage(id).open) {
+        if self.steward().is_none_or(|s| s.usage(id).open) || self.telling.swap(true, Ordering::AcqRel) {
             return;
         }
         rt::spawn("openers", move || {
-            if let Err(e) = self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()) {
+            let told = self.ats.read::<LockRecord>(IoClass::Lock, id.at).map_err(LockError::from).and_then(
+                |image| {
+                    if !image.record.openers.contains(self.me.slot) {
+                        return Ok(());
+                    }
+                    self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()).map(drop)
+                },
+            );
+            self.telling.store(false, Ordering::Release);
+            if let Err(e) = told {
                 log::debug!("telling that inode lock {} is not open here: {e}", id.at);
             }
         });
@@ -114,7 +123,8 @@ impl LockManager {
             }
             if state.held != Held::Nothing {
                 let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
-                let first_use = state.unused && state.queued > 0 && since_grant < FIRST_USE;
+                let waited_for = state.queued > 0 || state.polled_for.is_some();
+                let first_use = state.unused && waited_for && since_grant < FIRST_USE;
                 let in_use = since_grant < MIN_HOLD && state.last_use.is_some_and(|at| at.elapsed() < IDLE);
                 if first_use || in_use {
                     state = entry.changed.wait_timeout(state, IDLE).0;
@@ -136,15 +146,27 @@ impl LockManager {
             let record = image.record.clone();
             match record.mode {
                 LockMode::Exclusive { owner, tenure } if owner == self.me => {
-                    state.adopt(image, Held::Exclusive(tenure), true);
+                    state.adopt(image, Held::Exclusive(tenure), true, || self.new_epoch());
                     // Not seen to begin, so nothing is known of what happened in it.
                     entry.dirtied.store(true, Ordering::Release);
+                    entry.changed.notify_all();
                     return Ok(true);
                 }
                 LockMode::Shared if record.sharers.contains(self.me.slot) => {
-                    // Of an earlier life of our slot, or granted to a thread that gave up.
-                    state.adopt(image, Held::Shared, true);
-                    return Ok(true);
+                    // Of an earlier life of our slot, or granted to a thread that gave up. A set bit is not
+                    // a share: nobody of this host gets in before it is given away.
+                    state.adopt(image, Held::Shared, true, || self.new_epoch());
+                    state.closing = true;
+                    state.busy = true;
+                    drop(state);
+                    let result = self.hand_over(entry, target, false);
+                    let mut state = entry.state.lock();
+                    state.let_go();
+                    state.valid_at = None;
+                    state.closing = false;
+                    state.busy = false;
+                    entry.changed.notify_all();
+                    return result.map(|()| true);
                 }
                 _ => {
                     state.image = Some(image);
@@ -217,6 +239,10 @@ impl LockManager {
             return Ok(());
         }
         let usage = self.steward().map_or(Usage::default(), |s| s.usage(id));
+        if keep_share && usage.writable {
+            // Opened for writing meanwhile: begin anew, and give the lock away wholly.
+            return Ok(());
+        }
         let (mut image, held, own_wait, upgrading) = {
             let state = entry.state.lock();
             let Some(image) = state.image.clone() else { return Ok(()) };
@@ -251,31 +277,30 @@ impl LockManager {
                 state.image = Some(image);
                 return Ok(());
             };
-            // Our tenure ends here, at the issue of the swap, whatever becomes of it.
-            entry.state.lock().let_go();
+            {
+                // Our tenure ends here, at the issue of the swap, whatever becomes of it; so does one that
+                // was granted to us meanwhile and is passed on unused.
+                let mut state = entry.state.lock();
+                state.let_go();
+                if let LockMode::Exclusive { owner, tenure } = image.record.mode
+                    && owner == self.me
+                {
+                    state.ended = state.ended.max(tenure);
+                }
+            }
             match self.ats.swap(IoClass::Lock, &image, &to)? {
-                Swapped::Done(new) => {
-                    self.stats.given.fetch_add(1, Ordering::Relaxed);
-                    entry.dirtied.store(false, Ordering::Release);
-                    let mut state = entry.state.lock();
-                    // What we keep in memory is what is in place at this counter.
-                    if matches!(held, Held::Exclusive(_)) {
-                        state.valid_at = Some(new.record.change_counter);
-                    }
-                    state.held = left;
-                    state.image = Some(new);
-                    state.granted_at = Some(Instant::now());
-                    if left == Held::Nothing {
-                        // The image carries the other waiters; they are the new owner's to serve.
-                        state.wanted.clear();
-                    } else {
-                        state.wanted.retain(|w| w.by != target.by);
-                    }
-                    drop(state);
-                    if left != Held::Nothing {
-                        self.ats.settle(IoClass::Lock)?;
-                    }
-                    return Ok(());
+                Swapped::Done(new) => return self.given(entry, target, held, left, new, to.change_counter),
+                // While it was ours nobody else could swap it: our image landed unseen (its answer was lost or
+                // false), and who was given the lock has gone on from there. Unless we were declared dead.
+                Swapped::Miscompare(found)
+                    if matches!(held, Held::Exclusive(_))
+                        && found.record.swap_counter > to.swap_counter
+                        && self.peers.fresh(self.me.slot)?.living(self.me.slot) == Some(self.me) =>
+                {
+                    let shares =
+                        found.record.mode == LockMode::Shared && found.record.sharers.contains(self.me.slot);
+                    let left = if shares { left } else { Held::Nothing };
+                    return self.given(entry, target, held, left, found, to.change_counter);
                 }
                 Swapped::Miscompare(found) if matches!(held, Held::Exclusive(_)) => {
                     let reason = format!(
@@ -296,15 +321,37 @@ impl LockManager {
         }
     }
 
-    /// How many locks this host remembers, and how many of them it holds.
-    pub fn population(&self) -> (usize, usize) {
-        let mut known = 0;
-        let mut held = 0;
-        for shard in &self.shards {
-            let shard = shard.lock();
-            known += shard.len();
-            held += shard.values().filter(|e| e.state.lock().held != Held::Nothing).count();
+    /// The swap that gave the lock landed: `image` is what the disk says now, `changed` the change counter that
+    /// our image had.
+    fn given(
+        &self,
+        entry: &Entry,
+        target: Wanted,
+        held: Held,
+        left: Held,
+        image: Image<LockRecord>,
+        changed: u64,
+    ) -> Result<(), AtsError> {
+        self.stats.given.fetch_add(1, Ordering::Relaxed);
+        entry.dirtied.store(false, Ordering::Release);
+        let mut state = entry.state.lock();
+        // What we keep in memory is what is in place at this counter.
+        if matches!(held, Held::Exclusive(_)) {
+            state.valid_at = Some(changed);
         }
-        (known, held)
+        state.held = left;
+        state.image = Some(image);
+        state.granted_at = Some(Instant::now());
+        if left == Held::Nothing {
+            // The image carries the other waiters; they are the new owner's to serve.
+            state.wanted.clear();
+        } else {
+            state.wanted.retain(|w| w.by != target.by);
+        }
+        drop(state);
+        if left != Held::Nothing {
+            self.ats.settle(IoClass::Lock)?;
+        }
+        Ok(())
     }
 }

@@ -43,6 +43,9 @@ impl Store {
         }
         self.door.flush(IoClass::Metadata)?;
         let mut state = self.state.lock();
+        if only.is_none() {
+            state.pending_since = None;
+        }
         for (at, dirty, sequence) in list {
             let same = state.pending.get(&at).is_some_and(|p| Arc::ptr_eq(&p.dirty.block, &dirty.block));
             if !same {

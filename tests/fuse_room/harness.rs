@@ -1,4 +1,5 @@
-//! Mounts the in-memory filesystem in a process of its own and cleans up whatever happens.
+//! Mounts a filesystem (in memory, or a real volume in an image) in a process of its own and cleans up whatever
+//! happens.
 //!
 //! A daemon inside the test's process would wait for itself. Each mount has a watchdog that kills its daemon
 //! when a test hangs, so that the hanging system call fails and the test with it.
@@ -41,10 +42,19 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// What is behind a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    Memory,
+    /// A volume in an image file with logical blocks of this many bytes.
+    Image(u32),
+}
+
 /// Directories for one mount, and its end.
 pub struct Place {
     temp: tempfile::TempDir,
     pub name: String,
+    pub backing: Backing,
     /// The daemon, once known.
     pub pid: Option<i32>,
     finished: Arc<AtomicBool>,
@@ -52,15 +62,24 @@ pub struct Place {
 
 impl Place {
     pub fn new(name: &str) -> Place {
+        Place::on(name, Backing::Memory)
+    }
+
+    pub fn on(name: &str, backing: Backing) -> Place {
         let temp = tempfile::tempdir().expect("a temporary directory");
-        let place = Place {
-            temp,
-            name: format!("lunfs-test-{name}-{}", std::process::id()),
-            pid: None,
-            finished: Arc::default(),
+        let name = match backing {
+            Backing::Memory => format!("lunfs-test-{name}-{}", std::process::id()),
+            Backing::Image(_) => temp.path().join("image").to_str().expect("a plain path").to_owned(),
         };
+        let place = Place { temp, name, backing, pid: None, finished: Arc::default() };
         for directory in [place.dir(), place.run_dir()] {
             std::fs::create_dir(directory).expect("a new directory");
+        }
+        if let Backing::Image(bytes) = backing {
+            let mut mkfs = lunfs();
+            mkfs.args(["mkfs", "--size", "512M", "--quiet", "--logical-block", &bytes.to_string()]);
+            let made = mkfs.arg(&place.name).output().expect("mkfs runs");
+            assert!(made.status.success(), "{made:?}");
         }
         place
     }
@@ -84,7 +103,11 @@ impl Place {
     /// The command that mounts here, without options.
     pub fn mount_command(&self, program: Command) -> Command {
         let mut command = program;
-        command.env("LUNFS_RUN_DIR", self.run_dir()).arg("--memfs").arg("--memfs-control").arg(self.socket());
+        command.env("LUNFS_RUN_DIR", self.run_dir());
+        match self.backing {
+            Backing::Memory => command.arg("--memfs").arg("--memfs-control").arg(self.socket()),
+            Backing::Image(bytes) => command.arg("-o").arg(format!("logical_block={bytes}")),
+        };
         command
     }
 
@@ -180,7 +203,11 @@ impl Drop for Place {
 
 /// A mount made in the background, as users make it.
 pub fn mount(name: &str, options: &str) -> Place {
-    let mut place = Place::new(name);
+    mount_on(name, options, Backing::Memory)
+}
+
+pub fn mount_on(name: &str, options: &str, backing: Backing) -> Place {
+    let mut place = Place::on(name, backing);
     let mut command = lunfs();
     command.arg("mount");
     let output = place

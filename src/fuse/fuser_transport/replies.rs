@@ -150,6 +150,9 @@ fn open_flags(open: &OpenReply) -> FopenFlags {
         // Older kernels ignore the second flag.
         flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
     }
+    // Nothing waits for a close: writes came here before they returned, and the kernel writes the pages of a
+    // shared mapping back when it is unmapped. So close(2) need not ask.
+    flags |= FopenFlags::FOPEN_NOFLUSH;
     if open.keep_cache {
         flags |= FopenFlags::FOPEN_KEEP_CACHE;
     }

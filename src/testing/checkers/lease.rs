@@ -1,0 +1,130 @@
+//! Check 3: nobody changes anything past his lease; and the slots, from which leases are reckoned.
+
+use std::time::Duration;
+
+use super::{HostState, Judge, Notes};
+use crate::device::sim::Executed;
+use crate::layout::demand::DoorbellRecord;
+use crate::layout::slot::{SlotRecord, SlotState};
+use crate::types::{Owner, Slot, SlotSet};
+
+/// Beats remembered; no command is on its way for longer than these take.
+const BEATS_KEPT: usize = 64;
+
+impl Judge {
+    /// Was the command issued inside a lease that the issuer could know of? `on_slot`: a swap of a slot may be
+    /// a claim, which needs none.
+    pub(super) fn judge_lease(&self, notes: &Notes, c: &Executed<'_>, on_slot: bool) {
+        let live = notes.hosts.get(&c.host).filter(|h| h.live);
+        let Some(host) = live else {
+            // A command of a life that ended, executed late, belongs to that life's lease.
+            let ended = notes.hosts.get(&c.host).is_some_and(|h| inside(h, c.issued));
+            assert!(on_slot || ended, "check 3: {} changes {:#x} without a slot", c.host, c.offset_bytes);
+            return;
+        };
+        if on_slot && !inside(host, c.issued) {
+            // A claim of a slot by a new life of a host whose old one is forgotten.
+            return;
+        }
+        assert!(
+            inside(host, c.issued),
+            "check 3: {} issued a {} of {:#x} at {:?}, past its lease (beats: {:?})",
+            c.host,
+            c.kind.name(),
+            c.offset_bytes,
+            c.issued,
+            host.beats.iter().rev().take(3).collect::<Vec<_>>()
+        );
+    }
+
+    pub(super) fn judge_slot(
+        &self,
+        notes: &mut Notes,
+        c: &Executed<'_>,
+        slot: Slot,
+        before: &SlotRecord,
+        after: &SlotRecord,
+    ) {
+        let who = c.host;
+        let lease = Duration::from_millis(after.durations.lease_ms.into());
+        if after.incarnation != before.incarnation {
+            let free = matches!(before.state, SlotState::Free | SlotState::Left | SlotState::Recovered);
+            assert!(
+                free && after.state == SlotState::Live && after.incarnation.0 == before.incarnation.0 + 1,
+                "check 2: {who} claims {slot:?} from {:?}: {:?}, life {}",
+                before.state,
+                after.state,
+                after.incarnation.0
+            );
+            assert!(after.durations.lease_ms > 0, "check 2: {who} claims {slot:?} without durations");
+            let me = Owner { slot, incarnation: after.incarnation };
+            let beats = vec![(c.executed, c.issued + lease)];
+            notes.hosts.insert(who, HostState { me, beats, live: true });
+            return;
+        }
+        let Some(host) = notes.hosts.get_mut(&who).filter(|h| h.live) else {
+            panic!("check 2: {who} changes {slot:?} without having claimed it");
+        };
+        let own = host.me.slot == slot && host.me.incarnation == after.incarnation;
+        assert!(own, "check 2: {who} is {} and changes {slot:?}, life {}", host.me, after.incarnation.0);
+        assert!(
+            before.state == SlotState::Live && after.beat == before.beat + 1,
+            "check 2: {who} beats in {slot:?} from {:?} beat {} to {}",
+            before.state,
+            before.beat,
+            after.beat
+        );
+        assert!(
+            inside(host, c.issued),
+            "check 3: {who} issued a beat at {:?}, past its lease: it was to stay dead",
+            c.issued
+        );
+        match after.state {
+            SlotState::Live => {
+                host.beats.push((c.executed, c.issued + lease));
+                if host.beats.len() > BEATS_KEPT {
+                    host.beats.remove(0);
+                }
+            }
+            SlotState::Left => {
+                let settled = after.settled(after.incarnation);
+                assert!(settled, "check 2: {who} left {slot:?} and did not settle its life");
+                host.live = false;
+            }
+            SlotState::Withdrawn => host.live = false,
+            other => panic!("check 2: {who} puts its own slot into state {other:?}"),
+        }
+    }
+
+    pub(super) fn judge_doorbell(
+        &self,
+        notes: &Notes,
+        c: &Executed<'_>,
+        slot: Slot,
+        before: &DoorbellRecord,
+        after: &DoorbellRecord,
+    ) {
+        let who = c.host;
+        assert_eq!(
+            after.swap_counter,
+            before.swap_counter + 1,
+            "check 2: {who} swaps the doorbell of {slot:?}"
+        );
+        let Some(me) = notes.hosts.get(&who).map(|h| h.me) else {
+            panic!("check 2: {who} rings without a slot");
+        };
+        let silenced = me.slot == slot && after.ringers == SlotSet::EMPTY;
+        let rung = after.ringers == before.ringers.with(me.slot);
+        assert!(
+            silenced || rung,
+            "check 2: {who} ({me}) turns the ringers of {slot:?} from {:?} into {:?}",
+            before.ringers,
+            after.ringers
+        );
+    }
+}
+
+/// Did a beat that had executed by then give a lease beyond it?
+fn inside(host: &HostState, issued: Duration) -> bool {
+    host.beats.iter().any(|(executed, until)| *executed <= issued && issued < *until)
+}

@@ -1,0 +1,126 @@
+//! Check 2, the locks: is this swap one that its writer may make?
+//!
+//! Judged by images and slots on the LUN alone, so a change of the protocol that keeps the rules passes, and
+//! one that breaks them does not, whatever the hosts believe.
+
+use super::{Judge, Notes};
+use crate::device::sim::Executed;
+use crate::layout::lock::{LockMode, LockRecord};
+use crate::layout::slot::SlotState;
+use crate::types::{Owner, Slot, SlotSet, Tenure};
+
+impl Judge {
+    pub(super) fn judge_lock(
+        &self,
+        notes: &Notes,
+        c: &Executed<'_>,
+        before: &LockRecord,
+        after: &LockRecord,
+    ) {
+        let who = c.host;
+        let Some(me) = notes.hosts.get(&who).map(|h| h.me) else {
+            panic!("check 2: {who} swaps the lock at {} without a slot", before.address);
+        };
+        if let Err(what) = self.judge_swap(me, before, after) {
+            panic!(
+                "check 2: {who} ({me}) swaps the {} lock at {}: {what}\n  before {before:?}\n  after  {after:?}",
+                before.kind.name(),
+                before.address
+            );
+        }
+    }
+
+    fn judge_swap(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
+        let rule = |holds: bool, text| if holds { Ok(()) } else { Err(text) };
+        rule(after.kind == before.kind, "it becomes another kind")?;
+        rule(after.swap_counter == before.swap_counter + 1, "the swap counter does not rise by one")?;
+        rule(after.change_counter >= before.change_counter, "the change counter falls")?;
+        let own_bit = |a: SlotSet, b: SlotSet| a.without(me.slot) == b.without(me.slot);
+        rule(own_bit(before.openers, after.openers), "another host's opener bit changes")?;
+        if let LockMode::Exclusive { owner, tenure } = after.mode {
+            let same = before.mode == LockMode::Exclusive { owner, tenure };
+            let fresh = tenure == Tenure(after.swap_counter);
+            rule(same || fresh, "the tenure is not the swap counter of the grant")?;
+            rule(after.sharers.is_empty(), "exclusive with sharers")?;
+        }
+        match before.mode {
+            LockMode::Exclusive { owner, .. } if owner == me => self.from_own(me, after),
+            LockMode::Exclusive { owner, .. } => {
+                rule(
+                    self.is_settled(owner),
+                    "another host's exclusive lock is swapped, and its owner is not settled",
+                )?;
+                rule(
+                    after.change_counter > before.change_counter,
+                    "a tenure whose end was not seen leaves the change counter alone",
+                )?;
+                self.from_nothing(me, after)
+            }
+            LockMode::Free => self.from_nothing(me, after),
+            LockMode::Shared => self.from_shared(me, before, after),
+        }
+    }
+
+    /// From a lock that holds nobody: only to oneself.
+    fn from_nothing(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
+        match after.mode {
+            LockMode::Exclusive { owner, .. } if owner == me => Ok(()),
+            LockMode::Exclusive { .. } => Err("a lock that the host does not hold is given away"),
+            LockMode::Shared if after.sharers == SlotSet::of(me.slot) => Ok(()),
+            LockMode::Shared => Err("shares for others appear"),
+            LockMode::Free => Ok(()),
+        }
+    }
+
+    fn from_own(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
+        match after.mode {
+            LockMode::Exclusive { owner, .. } if owner == me => Ok(()),
+            LockMode::Exclusive { owner, .. } if self.ever_lived(owner) => Ok(()),
+            LockMode::Exclusive { .. } => Err("given to a life that never was"),
+            LockMode::Shared => {
+                let granted = after.next.map(|n| n.slot);
+                let strangers = after.sharers.without(me.slot);
+                let strangers = granted.map_or(strangers, |slot| strangers.without(slot));
+                if strangers.is_empty() { Ok(()) } else { Err("shares for hosts that were not granted one") }
+            }
+            LockMode::Free => Ok(()),
+        }
+    }
+
+    fn from_shared(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
+        let others = before.sharers.without(me.slot);
+        match after.mode {
+            LockMode::Exclusive { owner, .. } if owner == me => {
+                match others.iter().all(|slot| self.is_empty_slot(slot)) {
+                    true => Ok(()),
+                    false => Err("taken exclusively while others share it"),
+                }
+            }
+            LockMode::Exclusive { owner, .. } => {
+                let rest = others.without(owner.slot);
+                match before.sharers.contains(me.slot) && rest.iter().all(|slot| self.is_empty_slot(slot)) {
+                    true => Ok(()),
+                    false => Err("given away exclusively while others share it, or by one who does not"),
+                }
+            }
+            LockMode::Shared if after.sharers.without(me.slot) == others => Ok(()),
+            LockMode::Shared => Err("another host's share bit changes"),
+            LockMode::Free if others.iter().all(|slot| self.is_empty_slot(slot)) => Ok(()),
+            LockMode::Free => Err("made free while others share it"),
+        }
+    }
+
+    fn is_settled(&self, owner: Owner) -> bool {
+        self.slot_on_lun(owner.slot).is_some_and(|r| r.settled(owner.incarnation))
+    }
+
+    fn ever_lived(&self, owner: Owner) -> bool {
+        self.slot_on_lun(owner.slot).is_some_and(|r| r.incarnation >= owner.incarnation)
+    }
+
+    /// Nobody who could share lives there.
+    fn is_empty_slot(&self, slot: Slot) -> bool {
+        let record = self.slot_on_lun(slot);
+        record.is_some_and(|r| matches!(r.state, SlotState::Free | SlotState::Left | SlotState::Recovered))
+    }
+}

@@ -1,0 +1,105 @@
+//! Checks 1 and 2, plain writes: what may lie there, and who may write it.
+
+use std::ops::Range;
+
+use super::{Judge, Notes, Place};
+use crate::device::sim::Executed;
+use crate::layout::geometry::{GROUP_BLOCKS, GROUP_INODES};
+use crate::layout::lock::{LockMode, LockRecord};
+use crate::layout::{Magic, header_of};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Owner};
+
+const METADATA: [Magic; 4] = [Magic::ClusterHeader, Magic::ClusterMap, Magic::Inode, Magic::TreeNode];
+
+impl Judge {
+    pub(super) fn judge_write(&self, notes: &mut Notes, c: &Executed<'_>, blocks: Range<u64>) {
+        let who = c.host;
+        let Some(me) = notes.hosts.get(&who).map(|h| h.me) else { return };
+        for number in blocks {
+            let at = BlockNo(number);
+            let place = self.place(notes, at);
+            let of_slot = |slot| {
+                assert!(slot == me.slot, "check 1: {who} ({me}) writes at {at}, which is {place:?}'s");
+            };
+            match place {
+                Place::Superblock | Place::Lock | Place::Slot(_) | Place::Doorbell(_) | Place::Nothing => {
+                    panic!("check 1: {who} ({me}) changes {at} by a plain {}; it is {place:?}", c.kind.name())
+                }
+                Place::Request(slot) | Place::Journal(slot) => of_slot(slot),
+                Place::Cluster(_) | Place::SystemInode => {
+                    let from = (number * BLOCK_BYTES_U64).saturating_sub(c.offset_bytes) as usize;
+                    let after = c.after.get(from..from + BLOCK_BYTES);
+                    self.judge_block(notes, c, me, at, place, after);
+                }
+            }
+        }
+    }
+
+    /// One block of a cluster or a system group.
+    fn judge_block(
+        &self,
+        notes: &mut Notes,
+        c: &Executed<'_>,
+        me: Owner,
+        at: BlockNo,
+        place: Place,
+        after: Option<&[u8]>,
+    ) {
+        let who = c.host;
+        let header = after.and_then(header_of).filter(|h| h.volume == self.volume.0);
+        let is = |magic: Magic| header.is_some_and(|h| h.magic.get() == magic.value());
+        if let (true, Some(after)) = (is(Magic::Lock), after) {
+            return self.judge_birth(notes, c, me, at, after);
+        }
+        let Some(header) = header.filter(|h| METADATA.iter().any(|m| h.magic.get() == m.value())) else {
+            let Place::Cluster(cluster) = place else {
+                panic!("check 2: {who} ({me}) writes data over {at}, {place:?}");
+            };
+            let own = self.geometry.cluster(cluster).plus(self.geometry.cluster_overhead(cluster));
+            assert!(at >= own, "check 2: {who} ({me}) writes data over {at}, which is the cluster's own");
+            let before = self.group_body(notes, at);
+            assert!(!before, "check 2: {who} ({me}) writes data over {at}, the place of an inode body");
+            return;
+        };
+        let address = header.address.get();
+        assert!(address == at.0, "check 2: {who} ({me}) writes a block of {address:#x} at {at}");
+        let lock = BlockNo(header.lock.get());
+        let names_me = matches!(
+            self.lock_on_lun(lock),
+            Some(LockRecord { mode: LockMode::Exclusive { owner, .. }, .. }) if owner == me
+        );
+        assert!(
+            names_me,
+            "check 2: {who} ({me}) writes metadata at {at}, covered by lock {lock}, which says {:?}",
+            self.lock_on_lun(lock)
+        );
+    }
+
+    fn group_body(&self, notes: &Notes, at: BlockNo) -> bool {
+        at.0.checked_sub(GROUP_INODES).is_some_and(|lock| notes.born.contains(&BlockNo(lock)))
+    }
+
+    /// A lock written plainly: it must be born there, of a group under the cluster's exclusive lock.
+    fn judge_birth(&self, notes: &mut Notes, c: &Executed<'_>, me: Owner, at: BlockNo, after: &[u8]) {
+        let who = c.host;
+        let record = LockRecord::decode(after, self.volume, at)
+            .unwrap_or_else(|e| panic!("check 1: {who} writes a damaged lock plainly: {e}"));
+        let Some(cluster) = self.geometry.cluster_of(at) else {
+            panic!("check 1: {who} ({me}) writes the lock at {at} plainly");
+        };
+        let offset = at.0 - self.geometry.cluster(cluster).0;
+        let place = offset % GROUP_BLOCKS < GROUP_INODES && offset >= self.geometry.cluster_overhead(cluster);
+        let owned = matches!(record.mode, LockMode::Exclusive { owner, .. } if owner == me);
+        assert!(
+            place && owned && record.swap_counter == 1,
+            "check 1: {who} ({me}) writes the lock at {at} plainly, and it is not its birth: {record:?}"
+        );
+        let under = self.lock_on_lun(self.geometry.cluster(cluster)).map(|r| r.mode);
+        assert!(
+            matches!(under, Some(LockMode::Exclusive { owner, .. }) if owner == me),
+            "check 1: {who} ({me}) gives birth at {at}, but the lock of cluster {cluster} says {under:?}"
+        );
+        self.fresh_nonce(notes, at, record.nonce);
+        notes.born.insert(at);
+    }
+}

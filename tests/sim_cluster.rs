@@ -1,0 +1,11 @@
+//! Hosts on one simulated LUN, every command judged, every interleaving from one seed.
+//!
+//! A failure prints its seed: `LUNFS_SIM_SEED=7 cargo test --test sim_cluster name_of_test`. More seeds:
+//! `tests/simulate --seeds 0..200`.
+
+#[path = "sim_cluster/model.rs"]
+mod model;
+#[path = "sim_cluster/planted.rs"]
+mod planted;
+#[path = "sim_cluster/together.rs"]
+mod together;
