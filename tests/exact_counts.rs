@@ -39,7 +39,9 @@ fn creates(name: &'static str, company: Company) {
     assert_eq!(spent.swaps, 0, "compare-and-writes in {FILES} creates");
     let most = (f64::from(FILES) * MOST_COMMANDS_PER_CREATE) as u64;
     assert!(spent.commands() <= most, "{} commands for {FILES} creates", spent.commands());
-    assert_eq!(measured.stat_warm.spent.commands(), 0, "commands for stats of what the host just made");
+    // A checkpoint of the creates may fall into this time; it only writes.
+    let warm = measured.stat_warm.spent;
+    assert_eq!((warm.reads, warm.swaps), (0, 0), "commands for stats of what the host just made");
     if company == Company::Working {
         assert!(measured.others > 100, "the second host did not work");
     }
@@ -103,6 +105,8 @@ fn what_is_held_and_cached_costs_no_command() {
     for n in 0..20 {
         fs::write(a.path(&format!("f{n}")), &contents).expect("a file");
     }
+    // Nothing is left to be written in the background while commands are counted.
+    File::open(&a.root).and_then(|root| root.sync_all()).expect("an fsync");
     // One host by its exclusive locks, the other by shared ones.
     for host in [a, b] {
         let look = || {
