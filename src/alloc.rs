@@ -413,16 +413,19 @@ impl Allocator {
 
     fn freeze(&self, plan: &mut Plan<'_>, chunk: u64, blocks: u16) {
         *self.state.lock().frozen.entry(chunk).or_default() |= blocks;
-        let state = self.state.clone();
-        plan.when_durable(move || {
-            let mut state = state.lock();
-            if let Some(frozen) = state.frozen.get_mut(&chunk) {
-                *frozen &= !blocks;
-                if *frozen == 0 {
-                    state.frozen.remove(&chunk);
+        let thaw = |state: Arc<Mutex<State>>| {
+            move || {
+                let mut state = state.lock();
+                if let Some(frozen) = state.frozen.get_mut(&chunk) {
+                    *frozen &= !blocks;
+                    if *frozen == 0 {
+                        state.frozen.remove(&chunk);
+                    }
                 }
             }
-        });
+        };
+        plan.when_durable(thaw(self.state.clone()));
+        plan.when_abandoned(thaw(self.state.clone()));
     }
 
     /// Marks an inode of this cluster as free. Its lock, counters and generation stay.

@@ -5,6 +5,7 @@
 //! * [`audit`]: is every block and inode of a volume at rest owned exactly once?
 //! * [`memfs`]: the operations in memory, simple enough to be believed; the reference the real
 //!   filesystem is compared with, and a partner for testing the kernel's door
+//! * [`model`]: the same random operations on a volume and on the one in memory
 //! * [`memfs_control`]: pulls its strings from another process
 
 pub mod audit;
@@ -12,3 +13,4 @@ pub mod checkers;
 pub mod cluster;
 pub mod memfs;
 pub mod memfs_control;
+pub mod model;

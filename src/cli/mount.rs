@@ -298,7 +298,7 @@ impl Mounted {
                     started: begun,
                     volume: Arc::new(move || counted.stats()),
                 });
-                let server = serve_counters(&identity, &counters);
+                let server = stats_socket::serve(&identity, &counters);
                 Ok(Mounted { session, volume, counters, _counter_server: server, _claim: claim })
             }
             Err(error) => {
@@ -326,15 +326,6 @@ impl Mounted {
             (_, Ok(())) => ExitCode::SUCCESS,
         }
     }
-}
-
-/// A mount without its counters is better than no mount.
-fn serve_counters(identity: &str, counters: &Arc<Source>) -> Option<stats_socket::Server> {
-    counters.snapshot()?;
-    let path = runtime_files::directory().join(runtime_files::file_name(identity, &counters.host, "stats"));
-    stats_socket::Server::start(path.clone(), counters.clone())
-        .inspect_err(|e| log::warn!("{}: {e}; the counters of this mount can't be read", path.display()))
-        .ok()
 }
 
 fn settings(args: &Args, options: &MountOptions, mountpoint: PathBuf) -> MountSettings {

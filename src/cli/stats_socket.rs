@@ -86,8 +86,17 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
 /// After an error of accept(2), such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Serves the counters of a mount, if it has any. A mount without its counters is better than no mount.
+pub(super) fn serve(identity: &str, source: &Arc<Source>) -> Option<Server> {
+    source.snapshot()?;
+    let path = runtime_files::directory().join(runtime_files::file_name(identity, &source.host, "stats"));
+    Server::start(path.clone(), source.clone())
+        .inspect_err(|e| log::warn!("{}: {e}; the counters of this mount can't be read", path.display()))
+        .ok()
+}
+
 impl Server {
-    pub(super) fn start(path: PathBuf, source: Arc<Source>) -> io::Result<Server> {
+    fn start(path: PathBuf, source: Arc<Source>) -> io::Result<Server> {
         let listener = in_its_directory(&path, |path| {
             // Left over by a daemon that was killed; ours is the claim now.
             match std::fs::remove_file(path) {

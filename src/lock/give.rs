@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::decide::{Giving, give};
 use super::demand::RequestSink;
 use super::entry::Entry;
-use super::{Access, Held, LockId, LockManager, Mode, Patience, Usage, Wanted};
-use crate::ats::{AtsError, Swapped};
+use super::{Access, Held, LockError, LockId, LockManager, Mode, Patience, Usage, Wanted};
+use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::IoClass;
@@ -68,11 +68,20 @@ impl LockManager {
     fn look_at_opener(self: Arc<Self>, lock: BlockNo) {
         let Some(kind) = self.steward().and_then(|s| s.kind_of(lock)) else { return };
         let id = LockId { kind, at: lock };
-        if self.steward().is_none_or(|s| s.usage(id).open) {
+        if self.steward().is_none_or(|s| s.usage(id).open) || self.telling.swap(true, Ordering::AcqRel) {
             return;
         }
         rt::spawn("openers", move || {
-            if let Err(e) = self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()) {
+            let told = self.ats.read::<LockRecord>(IoClass::Lock, id.at).map_err(LockError::from).and_then(
+                |image| {
+                    if !image.record.openers.contains(self.me.slot) {
+                        return Ok(());
+                    }
+                    self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()).map(drop)
+                },
+            );
+            self.telling.store(false, Ordering::Release);
+            if let Err(e) = told {
                 log::debug!("telling that inode lock {} is not open here: {e}", id.at);
             }
         });
@@ -108,8 +117,22 @@ impl LockManager {
                 continue;
             }
             if state.held == Held::Shared && target.mode == Mode::Shared {
-                // Who wants a share joins by itself.
-                state.wanted.retain(|w| w.by != target.by);
+                // Who wants a share joins by itself, unless the disk says more than we know: the last other
+                // sharer may have given us what a thread of ours asked for and waits for no more.
+                state.busy = true;
+                drop(state);
+                let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
+                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+                state = entry.state.lock();
+                state.busy = false;
+                entry.changed.notify_all();
+                let image = settled?;
+                match image.record.mode {
+                    LockMode::Exclusive { owner, tenure } if owner == self.me => {
+                        state.adopt(image, Held::Exclusive(tenure), false, || self.new_epoch());
+                    }
+                    _ => state.wanted.retain(|w| w.by != target.by),
+                }
                 continue;
             }
             if state.held != Held::Nothing {
@@ -144,9 +167,20 @@ impl LockManager {
                     return Ok(true);
                 }
                 LockMode::Shared if record.sharers.contains(self.me.slot) => {
-                    // Of an earlier life of our slot, or granted to a thread that gave up.
+                    // Of an earlier life of our slot, or granted to a thread that gave up. A set bit is not
+                    // a share: nobody of this host gets in before it is given away.
                     state.adopt(image, Held::Shared, true, || self.new_epoch());
-                    return Ok(true);
+                    state.closing = true;
+                    state.busy = true;
+                    drop(state);
+                    let result = self.hand_over(entry, target, false);
+                    let mut state = entry.state.lock();
+                    state.let_go();
+                    state.valid_at = None;
+                    state.closing = false;
+                    state.busy = false;
+                    entry.changed.notify_all();
+                    return result.map(|()| true);
                 }
                 _ => {
                     state.image = Some(image);
@@ -269,28 +303,18 @@ impl LockManager {
                 }
             }
             match self.ats.swap(IoClass::Lock, &image, &to)? {
-                Swapped::Done(new) => {
-                    self.stats.given.fetch_add(1, Ordering::Relaxed);
-                    entry.dirtied.store(false, Ordering::Release);
-                    let mut state = entry.state.lock();
-                    // What we keep in memory is what is in place at this counter.
-                    if matches!(held, Held::Exclusive(_)) {
-                        state.valid_at = Some(new.record.change_counter);
-                    }
-                    state.held = left;
-                    state.image = Some(new);
-                    state.granted_at = Some(Instant::now());
-                    if left == Held::Nothing {
-                        // The image carries the other waiters; they are the new owner's to serve.
-                        state.wanted.clear();
-                    } else {
-                        state.wanted.retain(|w| w.by != target.by);
-                    }
-                    drop(state);
-                    if left != Held::Nothing {
-                        self.ats.settle(IoClass::Lock)?;
-                    }
-                    return Ok(());
+                Swapped::Done(new) => return self.given(entry, target, held, left, new, to.change_counter),
+                // While it was ours nobody else could swap it: our image landed unseen (its answer was lost or
+                // false), and who was given the lock has gone on from there. Unless we were declared dead.
+                Swapped::Miscompare(found)
+                    if matches!(held, Held::Exclusive(_))
+                        && found.record.swap_counter > to.swap_counter
+                        && self.peers.fresh(self.me.slot)?.living(self.me.slot) == Some(self.me) =>
+                {
+                    let shares =
+                        found.record.mode == LockMode::Shared && found.record.sharers.contains(self.me.slot);
+                    let left = if shares { left } else { Held::Nothing };
+                    return self.given(entry, target, held, left, found, to.change_counter);
                 }
                 Swapped::Miscompare(found) if matches!(held, Held::Exclusive(_)) => {
                     let reason = format!(
@@ -309,5 +333,39 @@ impl LockManager {
                 Swapped::Miscompare(found) => image = found,
             }
         }
+    }
+
+    /// The swap that gave the lock landed: `image` is what the disk says now, `changed` the change counter that
+    /// our image had.
+    fn given(
+        &self,
+        entry: &Entry,
+        target: Wanted,
+        held: Held,
+        left: Held,
+        image: Image<LockRecord>,
+        changed: u64,
+    ) -> Result<(), AtsError> {
+        self.stats.given.fetch_add(1, Ordering::Relaxed);
+        entry.dirtied.store(false, Ordering::Release);
+        let mut state = entry.state.lock();
+        // What we keep in memory is what is in place at this counter.
+        if matches!(held, Held::Exclusive(_)) {
+            state.valid_at = Some(changed);
+        }
+        state.held = left;
+        state.image = Some(image);
+        state.granted_at = Some(Instant::now());
+        if left == Held::Nothing {
+            // The image carries the other waiters; they are the new owner's to serve.
+            state.wanted.clear();
+        } else {
+            state.wanted.retain(|w| w.by != target.by);
+        }
+        drop(state);
+        if left != Held::Nothing {
+            self.ats.settle(IoClass::Lock)?;
+        }
+        Ok(())
     }
 }

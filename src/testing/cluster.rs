@@ -20,7 +20,8 @@
 //!
 //! Not for: killing hosts (nothing recovers them yet), or tests of mkfs.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::audit::{self, Audit};
@@ -31,11 +32,12 @@ use crate::durations::Profile;
 use crate::format::{FormatOptions, format};
 use crate::fs::api::{OpContext, Operations};
 use crate::heartbeat::HostIdentity;
+use crate::layout::demand::RequestBlock;
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::superblock::Superblock;
 use crate::layout::{Block, RECORD_BYTES, zero_block};
-use crate::rt::sim::{SimRng, Simulation, on_host, spawn_on};
+use crate::rt::sim::{SimRng, Simulation, on_failure, on_host, spawn_on};
 use crate::rt::{HostTag, JoinHandle};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 use crate::volume::{MountError, MountOptions, Volume};
@@ -92,16 +94,29 @@ pub struct Cluster {
     pub superblock: Superblock,
     pub hosts: Vec<Host>,
     pub judge: Arc<Judge>,
+    /// Hosts that a test may make lose their lease; of any other that is a failure.
+    may_end: Arc<Mutex<BTreeSet<HostTag>>>,
 }
 
 impl Cluster {
     /// Restores the LUN and mounts it on hosts 0 to `hosts`, all at once.
     pub fn start(formatted: &Formatted, hosts: u16) -> Self {
-        let lun = SimLun::new(formatted.lun.clone());
+        // A long trace costs time, so it is asked for when a seed is looked into.
+        let asked = std::env::var("LUNFS_SIM_TRACE").ok().and_then(|n| n.parse().ok());
+        let trace_len = asked.unwrap_or(formatted.lun.trace_len);
+        let lun = SimLun::new(SimLunOptions { trace_len, ..formatted.lun.clone() });
         lun.restore(&formatted.snapshot);
         let judge = Judge::new(&lun, &formatted.superblock);
         lun.set_observer(judge.clone());
-        let mut cluster = Cluster { lun, superblock: formatted.superblock.clone(), hosts: Vec::new(), judge };
+        let mut cluster = Cluster {
+            lun,
+            superblock: formatted.superblock.clone(),
+            hosts: Vec::new(),
+            judge,
+            may_end: Arc::default(),
+        };
+        let (shown, geometry) = (cluster.judge.clone(), cluster.superblock.geometry);
+        on_failure("who wants what", Box::new(move || wishes(&shown, &geometry)));
         let tags: Vec<HostTag> = (0..hosts).map(HostTag).collect();
         let mounting: Vec<_> = tags.iter().map(|tag| cluster.mounting(*tag)).collect();
         for (tag, thread) in tags.into_iter().zip(mounting) {
@@ -133,12 +148,22 @@ impl Cluster {
 
     fn add(&mut self, tag: HostTag, volume: Arc<Volume>) {
         volume.store().set_hit_check(self.judge.hit_check(tag));
+        let may_end = self.may_end.clone();
+        volume.on_end(move |reason| {
+            let expected = may_end.lock().unwrap_or_else(PoisonError::into_inner).contains(&tag);
+            assert!(expected, "{tag} stopped using the volume: {reason}");
+        });
         let fs = volume.operations();
         self.hosts.push(Host { tag, volume, fs });
     }
 
     pub fn root(&self) -> InodeNo {
         self.superblock.geometry.root()
+    }
+
+    /// What is done to this host may end its lease.
+    pub fn may_end(&self, host: usize) {
+        self.may_end.lock().unwrap_or_else(PoisonError::into_inner).insert(self.hosts[host].tag);
     }
 
     /// Does something on one host and waits for it. The calling thread is a visitor there.
@@ -159,8 +184,9 @@ impl Cluster {
         spawn_on(host.tag, name, move || work(fs))
     }
 
-    /// Plans about one fault in `one_in` compare-and-writes of all hosts, of the kind after which a host
-    /// does not know what happened. They never end by themselves before some ten thousand commands.
+    /// Plans one fault in about `one_in` compare-and-writes, a hundred of them, of the kind after which a host
+    /// does not know what happened. Much more often, and a beat would fail several times in a row, which
+    /// rightly ends a lease.
     pub fn unknown_swaps(&self, seed: u64, one_in: u32) {
         let mut rng = SimRng::new(seed, 77);
         for _ in 0..100 {
@@ -172,7 +198,7 @@ impl Cluster {
                 3 => Fault::Late(Duration::from_secs(2) + delay),
                 _ => Fault::Late(delay),
             };
-            let skip = rng.below(2 * u64::from(one_in)) as u32;
+            let skip = rng.below(100 * u64::from(one_in)) as u32;
             let kind = Some(CommandKind::CompareAndWrite);
             self.lun.inject(FaultRule { kind, skip, ..FaultRule::next(fault) });
         }
@@ -235,6 +261,21 @@ impl Cluster {
         assert!(audit.problems.is_empty(), "the audit found:\n  {}", audit.problems.join("\n  "));
         audit
     }
+}
+
+/// The requests that stand on the LUN, and the locks they are about.
+fn wishes(judge: &Judge, geometry: &Geometry) -> String {
+    let mut text = String::new();
+    for slot in geometry.all_slots() {
+        let at = geometry.request(slot);
+        let bytes = judge.lun.contents(at.offset_bytes(), BLOCK_BYTES);
+        let block = bytes.first_chunk().and_then(|b| RequestBlock::decode(b, judge.volume, at).ok());
+        for request in block.into_iter().flat_map(|b| b.requests) {
+            let lock = judge.lock_on_lun(request.lock);
+            text.push_str(&format!("  {slot:?} wants {request:?}\n    the lock says {lock:?}\n"));
+        }
+    }
+    text
 }
 
 /// What a thread returned; its panic goes on here.

@@ -160,7 +160,8 @@ impl Place {
         }
     }
 
-    fn try_pull(&self, command: &str) -> String {
+    /// The same; the daemon may be gone before it can answer.
+    pub fn try_pull(&self, command: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).expect("the daemon listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(format!("{command}\n").as_bytes()).expect("the daemon reads");

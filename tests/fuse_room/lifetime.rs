@@ -68,7 +68,7 @@ fn a_lost_lease_silences_the_kernel() {
         pages[0] & 1 == 1
     };
     assert!(is_resident());
-    place.pull("end the lease ended");
+    place.try_pull("end the lease ended");
     assert_eq!(child.wait().expect("it ends").code(), Some(75));
     // Cached pages are gone from the open file and from the mapping.
     assert!(file.read_at(&mut bytes, 0).is_err(), "an open file must not show cached pages");

@@ -1,1 +1,72 @@
+//! Several hosts at once.
 
+use std::time::Duration;
+
+use lunfs::device::sim::{CommandKind, Fault, FaultRule};
+use lunfs::layout::geometry::lock_of_inode;
+use lunfs::layout::lock::LockMode;
+use lunfs::rt;
+use lunfs::rt::sim::{Simulation, seeds};
+use lunfs::testing::cluster::{Cluster, cx, joined};
+use lunfs::types::{SlotSet, Tenure};
+
+use super::model::{LONG, volumes};
+use super::planted::swap_lock;
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_hand_over_that_landed_unseen_is_not_taken_for_theft() {
+    // The swap by which host 0 gives host 1 a share lands and its answer is lost or false; before host 0 looks,
+    // host 1 has passed its share on to host 2. Nobody took anything from host 0.
+    for seed in seeds(0..8) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).run(move || {
+            let cluster = Cluster::start(volume, 3);
+            let root = cluster.root();
+            let ino = cluster.on(0, |fs| fs.mknod(&cx(), root, b"f", 0o644, 0).unwrap().value.ino);
+            cluster.on(0, |fs| fs.write(&cx(), ino, None, 0, b"one", false).map(drop)).unwrap();
+            let fault = if seed % 2 == 0 { Fault::LostAnswer } else { Fault::RetriedBelow(1000 * MS) };
+            let at = lock_of_inode(ino).offset_bytes();
+            let kind = CommandKind::CompareAndWrite;
+            let rule = FaultRule::next_of(fault, cluster.hosts[0].tag, kind);
+            cluster.lun.inject(FaultRule { bytes: Some(at..at + 512), ..rule });
+            let reader = cluster
+                .spawn(1, "reader", move |fs| fs.read(&cx(), ino, None, 0, 10).map(|a| a.value.to_vec()));
+            assert_eq!(joined(reader).unwrap(), b"one");
+            let writer =
+                cluster.spawn(2, "writer", move |fs| fs.write(&cx(), ino, None, 0, b"two", false).map(drop));
+            joined(writer).unwrap();
+            rt::sleep(100 * MS);
+            let reader = cluster
+                .spawn(0, "reader", move |fs| fs.read(&cx(), ino, None, 0, 10).map(|a| a.value.to_vec()));
+            assert_eq!(joined(reader).unwrap(), b"two");
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn a_grant_that_nobody_waits_for_is_passed_on() {
+    // A sharer asked for its share by a request that was served meanwhile makes the other sharer the exclusive
+    // owner, who does not know it. The owner, asked for a share, must look at the block instead of its memory.
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 3);
+            let root = cluster.root();
+            for host in 0..2 {
+                cluster.on(host, |fs| fs.getattr(&cx(), root).map(drop)).unwrap();
+            }
+            let other = cluster.hosts[1].volume.heartbeat().me();
+            swap_lock(&cluster, 0, lock_of_inode(root), |r| {
+                assert_eq!(r.mode, LockMode::Shared);
+                r.mode = LockMode::Exclusive { owner: other, tenure: Tenure(r.swap_counter) };
+                r.sharers = SlotSet::EMPTY;
+            });
+            let reader = cluster.spawn(2, "reader", move |fs| fs.getattr(&cx(), root).map(drop));
+            joined(reader).unwrap();
+            cluster.finish();
+        });
+    }
+}
