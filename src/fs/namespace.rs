@@ -47,7 +47,12 @@ pub(super) fn check_name(name: &[u8]) -> FsResult<()> {
 impl<'f> Op<'f> {
     /// The body of a directory in which names are looked up.
     pub(super) fn directory(&mut self, guard: &Guard, ino: InodeNo) -> OpResult<Arc<Block>> {
-        let block = self.body(guard, ino)?;
+        let block = match self.body(guard, ino) {
+            // Removed and freed by another host since it was looked up: to whoever uses it as a directory it
+            // is gone, as a removed working directory is.
+            Err(Fail::Error(FsError::Stale)) => return Err(FsError::NotFound.into()),
+            other => other?,
+        };
         if !is_directory(InodeDisk::of(&block)) {
             return Err(FsError::NotDirectory.into());
         }
