@@ -5,7 +5,13 @@
 
 #[path = "sim_cluster/model.rs"]
 mod model;
+#[path = "sim_cluster/names.rs"]
+mod names;
 #[path = "sim_cluster/planted.rs"]
 mod planted;
+#[path = "sim_cluster/registers.rs"]
+mod registers;
 #[path = "sim_cluster/together.rs"]
 mod together;
+#[path = "sim_cluster/winners.rs"]
+mod winners;

@@ -28,6 +28,24 @@ pub fn variant(seed: u64) -> (&'static Formatted, bool) {
     (&volumes()[(seed % 4) as usize], seed % 3 == 1)
 }
 
+/// Runs `work` on a cluster; then everybody leaves and the volume must be whole.
+pub fn run(
+    seed: u64,
+    formatted: &'static Formatted,
+    faults: bool,
+    hosts: u16,
+    work: impl FnOnce(&Cluster) + Send + 'static,
+) {
+    Simulation::new(seed).max_time(LONG).run(move || {
+        let cluster = Cluster::start(formatted, hosts);
+        if faults {
+            cluster.unknown_swaps(seed, 30);
+        }
+        work(&cluster);
+        cluster.finish();
+    });
+}
+
 #[test]
 fn operations_through_changing_hosts_are_those_of_one_filesystem() {
     for seed in seeds(0..12) {
