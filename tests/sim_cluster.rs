@@ -3,6 +3,8 @@
 //! A failure prints its seed: `LUNFS_SIM_SEED=7 cargo test --test sim_cluster name_of_test`. More seeds:
 //! `tests/simulate --seeds 0..200`.
 
+#[path = "sim_cluster/counts.rs"]
+mod counts;
 #[path = "sim_cluster/model.rs"]
 mod model;
 #[path = "sim_cluster/names.rs"]
