@@ -2,7 +2,8 @@
 //!
 //! * Allocation state is metadata of a cluster, covered by the cluster's lock; a host that holds it
 //!   exclusively allocates without a single swap. Hosts start in different clusters.
-//! * What was freed becomes allocatable only when the freeing transaction is durable (*frozen* until then).
+//! * Blocks that were freed become allocatable only when the freeing transaction is durable (*frozen* until
+//!   then): data is written at once. An inode needs no such delay, its body changes by transactions alone.
 //! * Inodes come in groups that a cluster turns from free space once and never back. A group is born owned
 //!   by its creator, by one plain write that is flushed before the transaction that marks it: that is why a
 //!   create needs no swap.
@@ -15,6 +16,7 @@ mod bitmap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32};
@@ -25,7 +27,7 @@ use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geomet
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, LayoutError, Magic};
 use crate::lock::{Access, Guard, LockError, LockId, LockManager, Mode, Patience};
-use crate::rt::Mutex;
+use crate::rt::{Instant, Mutex};
 use crate::store::{Plan, Store, StoreError};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 
@@ -49,6 +51,9 @@ impl From<LayoutError> for AllocError {
         AllocError::Store(e.into())
     }
 }
+
+/// How long a cluster that could give no inode is passed by.
+const BARREN: Duration = Duration::from_secs(2);
 
 /// What an operation needs of one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,13 +81,16 @@ struct Hint {
     /// Chunk where the last inode came from.
     inode_cursor: u64,
     births: u32,
+    /// Until then not looked at for inodes: other hosts hold the locks of the free ones, and there was no room
+    /// for new ones.
+    barren_until: Option<Instant>,
 }
 
 struct State {
     hints: BTreeMap<u64, Hint>,
-    /// Per chunk (counted over the whole volume): blocks and inodes that were freed in transactions that
-    /// are not durable yet.
-    frozen: BTreeMap<u64, (u16, u8)>,
+    /// Per chunk (counted over the whole volume): blocks that were freed in transactions that are not
+    /// durable yet.
+    frozen: BTreeMap<u64, u16>,
     /// The cluster this host last allocated from.
     current: u64,
 }
@@ -207,6 +215,7 @@ impl Allocator {
         let hint = Hint {
             free_blocks: header.free_blocks.get().saturating_sub(self.frozen_blocks(space.cluster)),
             free_inodes: header.free_inodes.get(),
+            barren_until: self.state.lock().hints.get(&space.cluster).and_then(|h| h.barren_until),
             ..Hint::default()
         };
         Ok(enough(&hint, need))
@@ -217,7 +226,7 @@ impl Allocator {
         let first = self.chunk_of(self.geometry.cluster(cluster));
         let chunks = self.geometry.cluster_len(cluster) / GROUP_BLOCKS;
         let state = self.state.lock();
-        state.frozen.range(first..first + chunks).map(|(_, (blocks, _))| blocks.count_ones()).sum()
+        state.frozen.range(first..first + chunks).map(|(_, blocks)| blocks.count_ones()).sum()
     }
 
     /// Number of a chunk, over the whole volume.
@@ -285,14 +294,19 @@ impl Allocator {
         Ok(())
     }
 
-    /// Allocates a run of 1 to `want` blocks, as long as the cluster's fragmentation allows.
+    /// Allocates a run of 1 to `want` blocks, as long as the cluster's fragmentation allows. `keep` blocks stay
+    /// free, for the tree nodes that the same operation may need there.
     pub fn blocks(
         &self,
         plan: &mut Plan<'_>,
         space: &Space,
         want: u64,
+        keep: u32,
     ) -> Result<(BlockNo, u64), AllocError> {
         let start = self.geometry.cluster(space.cluster);
+        let free = self.header(plan, space)?.free_blocks.get();
+        let free = free.saturating_sub(self.frozen_blocks(space.cluster)).saturating_sub(keep);
+        let want = want.min(u64::from(free)).max(1);
         let (first, len) = self.find_run(plan, space, want, 1)?.ok_or(AllocError::NoSpace)?;
         let mut done = 0;
         while done < len {
@@ -335,8 +349,7 @@ impl Allocator {
             let first_chunk = self.chunk_of(self.geometry.cluster(space.cluster)) + map * CHUNKS_PER_MAP;
             let free: Vec<u16> = {
                 let state = self.state.lock();
-                let frozen =
-                    |i: usize| state.frozen.get(&(first_chunk + i as u64)).map_or(0, |(blocks, _)| *blocks);
+                let frozen = |i: usize| state.frozen.get(&(first_chunk + i as u64)).copied().unwrap_or(0);
                 let any = state.frozen.range(first_chunk..first_chunk + CHUNKS_PER_MAP).next().is_some();
                 let word = |(i, c): (usize, &crate::layout::cluster::Chunk)| {
                     !(c.used.get() | if any { frozen(i) } else { 0 })
@@ -386,31 +399,33 @@ impl Allocator {
             match wrong {
                 Some(true) => return Err(AllocError::NotAllocatable { at }),
                 Some(false) => return Err(AllocError::FreeTwice { at }),
-                None => self.freeze(plan, self.chunk_of(at), mask, 0),
+                None => self.freeze(plan, self.chunk_of(at), mask),
             }
             done += len;
         }
         Ok(())
     }
 
-    fn freeze(&self, plan: &mut Plan<'_>, chunk: u64, blocks: u16, inodes: u8) {
-        {
-            let mut state = self.state.lock();
-            let frozen = state.frozen.entry(chunk).or_default();
-            frozen.0 |= blocks;
-            frozen.1 |= inodes;
-        }
-        let state = self.state.clone();
-        plan.when_durable(move || {
-            let mut state = state.lock();
-            if let Some(frozen) = state.frozen.get_mut(&chunk) {
-                frozen.0 &= !blocks;
-                frozen.1 &= !inodes;
-                if *frozen == (0, 0) {
-                    state.frozen.remove(&chunk);
+    /// Is anything frozen? Then there will be more room after a commit.
+    pub fn has_frozen(&self) -> bool {
+        !self.state.lock().frozen.is_empty()
+    }
+
+    fn freeze(&self, plan: &mut Plan<'_>, chunk: u64, blocks: u16) {
+        *self.state.lock().frozen.entry(chunk).or_default() |= blocks;
+        let thaw = |state: Arc<Mutex<State>>| {
+            move || {
+                let mut state = state.lock();
+                if let Some(frozen) = state.frozen.get_mut(&chunk) {
+                    *frozen &= !blocks;
+                    if *frozen == 0 {
+                        state.frozen.remove(&chunk);
+                    }
                 }
             }
-        });
+        };
+        plan.when_durable(thaw(self.state.clone()));
+        plan.when_abandoned(thaw(self.state.clone()));
     }
 
     /// Marks an inode of this cluster as free. Its lock, counters and generation stay.
@@ -434,23 +449,31 @@ impl Allocator {
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
-        self.freeze(plan, self.chunk_of(at), 0, bit);
         plan.net_inodes -= 1;
+        // Its lock is ours: it can be had again.
+        if let Some(hint) = self.state.lock().hints.get_mut(&space.cluster) {
+            hint.barren_until = None;
+        }
         Ok(())
     }
 
     /// A free inode of this cluster and access to it, for good if the plan is applied. Groups are born as
-    /// needed.
-    pub fn inode(&self, plan: &mut Plan<'_>, space: &Space) -> Result<(InodeNo, Guard), AllocError> {
+    /// needed. `None`: not here; the cluster is passed by for a while, begin anew with another.
+    pub fn inode(&self, plan: &mut Plan<'_>, space: &Space) -> Result<Option<(InodeNo, Guard)>, AllocError> {
         // Locks of free inodes may still be with whoever freed them; looking at many costs more than a birth.
         if let Some(found) = self.find_inode(plan, space, 4)? {
-            return Ok(found);
+            return Ok(Some(found));
         }
         match self.give_birth(plan, space) {
             Ok(()) | Err(AllocError::NoSpace) => {}
             Err(e) => return Err(e),
         }
-        self.find_inode(plan, space, usize::MAX)?.ok_or(AllocError::NoSpace)
+        let found = self.find_inode(plan, space, usize::MAX)?;
+        if found.is_none() {
+            let until = Instant::now() + BARREN;
+            self.state.lock().hints.entry(space.cluster).or_default().barren_until = Some(until);
+        }
+        Ok(found)
     }
 
     /// The first free inode whose lock can be had without asking; gives up after `misses` that can't.
@@ -479,11 +502,7 @@ impl Allocator {
                 }
                 let index = map * CHUNKS_PER_MAP + i as u64;
                 let group = start.plus(index * GROUP_BLOCKS);
-                let frozen = {
-                    let state = self.state.lock();
-                    state.frozen.get(&self.chunk_of(group)).map_or(0, |(_, inodes)| *inodes)
-                };
-                for bit in (0..GROUP_INODES).filter(|b| (chunk.inodes | frozen) & (1 << b) == 0) {
+                for bit in (0..GROUP_INODES).filter(|b| chunk.inodes & (1 << b) == 0) {
                     let ino = InodeNo(group.0 + GROUP_INODES + bit);
                     let id = LockId { kind: LockKind::Inode, at: lock_of_inode(ino) };
                     // A lock that another host holds is not worth asking for: there are other inodes.
@@ -546,6 +565,9 @@ impl Allocator {
 }
 
 fn enough(hint: &Hint, need: Need) -> bool {
+    if need.inode && hint.barren_until.is_some_and(|until| Instant::now() < until) {
+        return false;
+    }
     let group = if need.inode && hint.free_inodes == 0 { 2 * GROUP_BLOCKS as u32 } else { 0 };
     hint.free_blocks >= need.blocks + group
 }

@@ -122,6 +122,8 @@ pub struct Ats {
     pub stats: AtsStats,
 }
 
+/// A record whose checksum is wrong is read again this often before it is called damaged.
+const TORN_TRIES: u32 = 3;
 /// Pause before a block is looked at again after an unknown outcome.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -158,9 +160,16 @@ impl Ats {
     /// The block as it is on the disk now.
     pub fn read<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         let mut bytes = AlignedBuf::zeroed(self.logical_bytes);
-        self.door.read(class, at, &mut bytes)?;
-        let record = R::decode(&bytes, self.volume, at)?;
-        Ok(Image::new(record, &bytes))
+        let mut tries = 0;
+        loop {
+            self.door.read(class, at, &mut bytes)?;
+            match R::decode(&bytes, self.volume, at) {
+                Ok(record) => return Ok(Image::new(record, &bytes)),
+                // A read beside a swap may see half of each on some paths.
+                Err(LayoutError::Checksum { .. }) if tries < TORN_TRIES => tries += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
     /// An image from bytes read in a larger read; `bytes` starts at the record's block.
@@ -202,7 +211,7 @@ impl Ats {
                     return Ok(Swapped::Done(tried.swap_remove(tried.len() - 1)));
                 }
                 Ok(CompareOutcome::Miscompare) => {
-                    let found = self.read::<R>(class, at)?;
+                    let found = self.read_until_answered::<R>(class, at)?;
                     if let Some(i) = tried.iter().position(|t| t.bytes[..] == found.bytes[..]) {
                         self.stats.own_had_landed.fetch_add(1, Ordering::Relaxed);
                         log::debug!("swap of block {at}: miscompare, but our own write had landed");

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod bench;
 mod daemonize;
 pub mod demo;
 pub mod locks;
@@ -50,6 +51,7 @@ enum Command {
     Umount(umount::Args),
     Mkfs(mkfs::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     Status(status::Args),
     Locks(locks::Args),
 }
@@ -84,6 +86,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Mkfs(args) => mkfs::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),
         Command::Locks(args) => locks::run(args),
     }

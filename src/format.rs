@@ -49,6 +49,8 @@ pub struct FormatOptions {
     /// Bytes of the device to use; None: all.
     pub size_bytes: Option<u64>,
     pub profile: Profile,
+    /// User and group that the root directory belongs to: root's unless said otherwise.
+    pub root_owner: (u32, u32),
     /// Exactly this geometry instead of one planned from size and slots: for tests.
     pub geometry: Option<Geometry>,
     /// The volume that is overwritten, as [`preflight`] saw it.
@@ -136,7 +138,7 @@ pub fn format(dev: &dyn BlockDevice, options: &FormatOptions) -> Result<FormatRe
     writer.flush()?;
 
     writer.wipe_ends()?;
-    writer.system_region()?;
+    writer.system_region(options.root_owner)?;
     writer.journal_headers()?;
     writer.cluster_heads()?;
     writer.flush()?;

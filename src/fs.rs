@@ -73,6 +73,8 @@ pub struct Fs {
     /// Inodes that operations used as directories: their names have to be forgotten, too.
     directories: Mutex<BTreeSet<InodeNo>>,
     orphans: Mutex<orphans::Orphans>,
+    /// Held while the times of a file are set next to other writers of the file.
+    times: Mutex<()>,
     /// Ends the waits of background work: the host leaves.
     stopping: Arc<AtomicBool>,
 }
@@ -105,6 +107,7 @@ impl Fs {
             next_handle: AtomicU64::new(1),
             directories: Mutex::new(BTreeSet::new()),
             orphans: Mutex::new(orphans::Orphans::default()),
+            times: Mutex::new(()),
             stopping: Arc::new(AtomicBool::new(false)),
         }
     }

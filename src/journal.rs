@@ -170,6 +170,10 @@ impl Journal {
         };
         commit.encode(self.volume, self.ring.at(position), &mut scratch);
         out[body..].copy_from_slice(&scratch[..]);
+        if self.door.has_unflushed_data() {
+            // The commit must not reach the medium before the data that it exposes.
+            self.door.flush(IoClass::Journal)?;
+        }
         self.write_ring(&out)?;
         // Everything: what the transaction exposes (data, births) and the lock images it rests on.
         self.door.flush(IoClass::Journal)?;

@@ -137,6 +137,8 @@ pub struct LockManager {
     /// Epochs are unique over all locks, so that a block cached under a lock that was forgotten in between
     /// is never taken for one of its next epoch.
     next_epoch: AtomicU64,
+    /// A thread tells somebody that an inode is not open here.
+    telling: AtomicBool,
     pub stats: LockStats,
 }
 
@@ -175,6 +177,7 @@ impl LockManager {
             shards: Default::default(),
             steward: OnceLock::new(),
             next_epoch: AtomicU64::new(1),
+            telling: AtomicBool::new(false),
             stats: LockStats::default(),
         });
         this.demand.set_sink(Arc::downgrade(&this));
@@ -231,6 +234,17 @@ impl LockManager {
             state.image = Some(self.ats.image_of_born(record));
         }
         state.epoch
+    }
+
+    /// The birth came to nothing: its locks lie in free space again.
+    pub fn forget_born(&self, locks: &[BlockNo]) {
+        for at in locks {
+            if let Some(entry) = self.shard(*at).lock().remove(at) {
+                let mut state = entry.state.lock();
+                state.held = Held::Nothing;
+                state.image = None;
+            }
+        }
     }
 
     fn new_epoch(&self) -> u64 {
@@ -290,7 +304,9 @@ impl LockManager {
                     Ok(Attempt::Holds { image, held, unseen }) => {
                         self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                         let waiters = image.record.waiters;
-                        state.adopt(image, held, unseen && posted.is_none(), || self.new_epoch());
+                        let strange = unseen && posted.is_none();
+                        state.adopt(image, held, strange, || self.new_epoch());
+                        entry.dirtied.fetch_or(strange && held != Held::Shared, Ordering::AcqRel);
                         if !waiters.without(self.me.slot).is_empty() {
                             self.demand.look_at(waiters.without(self.me.slot));
                         }
@@ -388,6 +404,8 @@ impl LockManager {
                     self.stats.acquired.fetch_add(1, Ordering::Relaxed);
                     let waiters = image.record.waiters.without(self.me.slot);
                     state.adopt(image, held, unseen, || self.new_epoch());
+                    // Forgotten, or never known: what happened in that tenure is not known either.
+                    entry.dirtied.fetch_or(unseen && held != Held::Shared, Ordering::AcqRel);
                     if !waiters.is_empty() {
                         self.demand.look_at(waiters);
                     }

@@ -241,7 +241,7 @@ impl Store {
 
     /// Joins the running transaction with a whole operation. Waits at most for this host's own journal.
     /// Returns the transaction's id for [`Store::commit`].
-    pub fn apply(&self, plan: Plan<'_>) -> Result<u64, StoreError> {
+    pub fn apply(&self, mut plan: Plan<'_>) -> Result<u64, StoreError> {
         let planned = plan.finish()?;
         let blocks = planned.changes.len();
         if blocks > self.limit {
@@ -271,6 +271,7 @@ impl Store {
         running.net_blocks += planned.net_blocks;
         running.net_inodes += planned.net_inodes;
         let id = running.id;
+        plan.joined();
         for at in planned.dropped {
             state.clean.pop(&at);
         }

@@ -309,11 +309,14 @@ impl Volume {
 
     /// Calls `hook` with the reason when this host may not use the volume any more.
     pub fn on_end(&self, hook: impl FnOnce(String) + Send + 'static) {
-        if self.door.lease().state() == LeaseState::Ended {
-            hook(self.door.lease().reason().unwrap_or_default());
-            return;
-        }
         self.end_hooks.lock().push(Box::new(hook));
+        // The end may have come before the hook did.
+        if self.door.lease().state() == LeaseState::Ended {
+            let reason = self.door.lease().reason().unwrap_or_default();
+            for hook in self.end_hooks.lock().drain(..) {
+                hook(reason.clone());
+            }
+        }
     }
 
     /// Commands that operations caused so far.
@@ -336,7 +339,13 @@ impl Volume {
             self.demand.stop();
             return Ok(());
         }
-        self.store.drain()?;
+        if let Err(e) = self.store.drain() {
+            // Others must not wait for a host that beats and can never give its locks away.
+            self.door.lease().end(&format!("leaving failed: {e}"));
+            self.heartbeat.abandon();
+            self.demand.stop();
+            return Err(e.into());
+        }
         self.demand.stop();
         drop(self.volume_guard.lock().take());
         self.heartbeat.leave()?;

@@ -53,6 +53,9 @@ impl Allocator {
         let door = self.store.door();
         door.write(IoClass::Metadata, start, &bytes).map_err(StoreError::from)?;
         door.flush(IoClass::Metadata).map_err(StoreError::from)?;
+        let (manager, born): (_, Vec<BlockNo>) =
+            (self.locks.clone(), locks.iter().map(|record| record.address).collect());
+        plan.when_abandoned(move || manager.forget_born(&born));
         for (record, (at, body)) in locks.iter().zip(bodies) {
             let epoch = self.locks.adopt_born(record);
             self.store.remember(record.address, epoch, at, body);

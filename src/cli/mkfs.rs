@@ -103,6 +103,8 @@ fn make(args: &Args) -> Result<(), MkfsError> {
         slots: args.slots,
         size_bytes: args.size.map(|s| s.0),
         profile: args.profile,
+        // A volume in a file of an ordinary user would be of no use to them otherwise.
+        root_owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         ..FormatOptions::default()
     };
     let failed = |error| MkfsError::Format { device: device.clone(), error };

@@ -24,6 +24,8 @@ use crate::fuse::{mountinfo, mounting};
 
 /// How long a command, a busy mount, or a daemon on its way out may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Who pressed Ctrl-C does not wait so long.
+const INTERRUPTED_PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(5);
 const IMAGE: &str = "lun.img";
 
@@ -210,16 +212,18 @@ impl Scene {
         let mut props = self.props();
         let Some(index) = props.mounts.iter().position(|m| m.at == at) else { return Ok(()) };
         let mounted = props.mounts.remove(index);
-        take_off(&mounted)
+        take_off(&mounted, PATIENCE)
     }
 
     /// Takes everything off and away. Returns what could not be.
     pub fn clear(&self) -> Vec<String> {
         let mut props = self.props();
         props.cleared = true;
+        let interrupted = self.interrupted.load(Ordering::SeqCst);
+        let patience = if interrupted { INTERRUPTED_PATIENCE } else { PATIENCE };
         let mut problems = Vec::new();
         while let Some(mounted) = props.mounts.pop() {
-            problems.extend(take_off(&mounted).err());
+            problems.extend(take_off(&mounted, patience).err());
             if !matches!(mountinfo::at(&mounted.at), Ok(None)) {
                 problems.push(format!("{} is still mounted", mounted.at.display()));
             }
@@ -322,23 +326,28 @@ pub fn run(mut command: Command) -> Result<Output, String> {
     Err(if said.is_empty() { format!("{name}: {}", output.status) } else { said })
 }
 
-fn take_off(mounted: &Mounted) -> Result<(), String> {
+/// Unmounts and waits for the daemon's end. What is busy for longer than `patience` is detached, and its
+/// daemon told to end all the same: our own interrupted threads may have files open for ever.
+fn take_off(mounted: &Mounted, patience: Duration) -> Result<(), String> {
     let at = mounted.at.display();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
+    let mut detached = false;
     while let Some(entry) = mountinfo::at(&mounted.at).map_err(|e| format!("{at}: {e}"))? {
-        let late = Instant::now() > deadline;
-        match mounting::unmount(&mounted.at, entry.device, late) {
-            Ok(_) => {}
-            Err(e) if late => return Err(format!("{at} can't be unmounted: {e}")),
-            Err(_) => {}
+        detached = Instant::now() > deadline;
+        match mounting::unmount(&mounted.at, entry.device, detached) {
+            Err(e) if detached => return Err(format!("{at} can't be unmounted: {e}")),
+            _ => std::thread::sleep(POLL),
         }
-        std::thread::sleep(POLL);
     }
     let Some(pid) = mounted.pid else { return Ok(()) };
+    let process = Pid::from_raw(pid as i32);
+    if detached && is_running(pid) {
+        let _ = kill(process, Signal::SIGTERM);
+    }
     let deadline = Instant::now() + PATIENCE;
     while is_running(pid) {
         if Instant::now() > deadline {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            let _ = kill(process, Signal::SIGKILL);
             return Err(format!("the daemon {pid} of {at} did not end and was killed"));
         }
         std::thread::sleep(POLL);

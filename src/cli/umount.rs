@@ -34,17 +34,28 @@ fn unmount(arguments: &[OsString]) -> Result<u8, Failure> {
     let target = find_target(arguments);
     let device = target.as_deref().and_then(find_device);
     let files = device.map(runtime_files::files_of_mount).unwrap_or_default();
-    // -i: not by way of helpers, which would be ourselves.
-    let status = Command::new("umount")
-        .arg("-i")
-        .args(arguments)
-        .status()
-        .map_err(|e| Failure::system(format!("cannot run umount: {e}")))?;
+    let lazy = arguments.iter().any(|a| is_short_flag(a, 'l') || a == "--lazy");
+    let helper = target.as_deref().filter(|_| device.is_some() && !nix::unistd::geteuid().is_root());
+    let mut command = match helper {
+        // Who mounted by fusermount3 may unmount only by it.
+        Some(target) => {
+            let mut command = Command::new("fusermount3");
+            command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(target);
+            command
+        }
+        // -i: not by way of helpers, which would be ourselves.
+        None => {
+            let mut command = Command::new("umount");
+            command.arg("-i").args(arguments);
+            command
+        }
+    };
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|e| Failure::system(format!("cannot run {program}: {e}")))?;
     if !status.success() {
         return Ok(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(EXIT_SYSTEM));
     }
     // Detached, or mounted elsewhere too: the daemon stays for those who still use it.
-    let lazy = arguments.iter().any(|a| is_short_flag(a, 'l') || a == "--lazy");
     let elsewhere = device.is_some_and(|device| mountinfo::is_mounted(device).unwrap_or(false));
     if lazy || elsewhere {
         return Ok(0);

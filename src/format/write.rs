@@ -80,7 +80,7 @@ impl<'d> Writer<'d> {
     }
 
     /// From the volume lock to the last system inode group: one run of blocks.
-    pub fn system_region(&mut self) -> Result<(), FormatError> {
+    pub fn system_region(&mut self, root_owner: (u32, u32)) -> Result<(), FormatError> {
         let (g, volume) = (self.geometry, self.volume);
         let first = g.volume_lock();
         let end = g.system_group(g.system_groups() - 1).plus(GROUP_BLOCKS);
@@ -103,10 +103,10 @@ impl<'d> Writer<'d> {
                 run.at(ino.body()).copy_from_slice(&self.free_inode(ino)[..]);
             }
         }
-        run.at(g.root().body()).copy_from_slice(&self.directory(g.root(), ROOT_MODE)?[..]);
+        run.at(g.root().body()).copy_from_slice(&self.directory(g.root(), ROOT_MODE, root_owner)?[..]);
         for slot in g.all_slots() {
             let ino = g.orphan_directory(slot);
-            run.at(ino.body()).copy_from_slice(&self.directory(ino, ORPHAN_MODE)?[..]);
+            run.at(ino.body()).copy_from_slice(&self.directory(ino, ORPHAN_MODE, (0, 0))?[..]);
         }
         self.run(first, &run.bytes, "writing the system region")
     }
@@ -155,11 +155,13 @@ impl<'d> Writer<'d> {
         block
     }
 
-    fn directory(&self, ino: InodeNo, mode: u32) -> Result<Box<Block>, FormatError> {
+    fn directory(&self, ino: InodeNo, mode: u32, owner: (u32, u32)) -> Result<Box<Block>, FormatError> {
         let mut block = self.free_inode(ino);
         let body = InodeDisk::of_mut(&mut block);
         body.generation = U32::new(1);
         body.mode = U32::new(mode);
+        body.uid = U32::new(owner.0);
+        body.gid = U32::new(owner.1);
         body.nlink = U32::new(2);
         body.form = Form::Tree.code();
         for time in [&mut body.atime, &mut body.mtime, &mut body.ctime, &mut body.btime] {

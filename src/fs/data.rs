@@ -8,7 +8,7 @@ use std::sync::Arc;
 use zerocopy::little_endian::U64;
 
 use super::Fs;
-use super::api::{Answer, FileHandle, FsError, FsResult, OpContext};
+use super::api::{Answer, FileHandle, FsError, FsResult, Hold, OpContext};
 use super::attr::{drop_privileges, is_directory, is_regular, touch_contents};
 use super::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS, Mapping};
 use super::op::{Needs, Op, OpResult};
@@ -121,15 +121,20 @@ impl Fs {
         self.may_change()?;
         let append =
             append || handle.is_some_and(|h| self.handles.lock().get(&h.0).is_some_and(|f| f.appends));
-        if !append && self.overwrite(cx, ino, offset, data)? {
-            let answer = self.run(cx, Needs::write(&[ino]), |op| {
-                let guard = op.write_inode(ino)?;
+        if !append && let Some(hold) = self.overwrite(cx, ino, offset, data)? {
+            // The data is written, so this may not be begun anew elsewhere; and it need not wait for other
+            // hosts, since `hold` keeps the lock here. One at a time, so that times don't go back.
+            let cx = OpContext { may_wait: true, ..cx.clone() };
+            let _one = self.times.lock();
+            let answer = self.run(&cx, Self::overwrite_needs(ino), |op| {
+                let guard = op.inode(ino, Mode::Exclusive, Access::Overwrite)?;
                 op.body(&guard, ino)?;
                 let body = op.change(&guard, ino)?;
-                drop_privileges(body, cx);
+                drop_privileges(body, &cx);
                 touch_contents(body);
                 Ok(data.len() as u32)
             })?;
+            drop(hold);
             return Ok(answer);
         }
         let mut done = 0;
@@ -183,16 +188,20 @@ impl Fs {
     }
 
     /// Writes whole blocks that the file has already, next to other such writes of this host: a guest's
-    /// disk is written like that. False: this write needs more than that, and nothing was done.
-    fn overwrite(&self, cx: &OpContext, ino: InodeNo, offset: u64, data: &[u8]) -> FsResult<bool> {
+    /// disk is written like that. `None`: this write needs more than that, and nothing was done.
+    fn overwrite(
+        &self,
+        cx: &OpContext,
+        ino: InodeNo,
+        offset: u64,
+        data: &[u8],
+    ) -> FsResult<Option<Vec<Box<dyn Hold>>>> {
         let whole = BLOCK_BYTES_U64;
         if data.is_empty() || !offset.is_multiple_of(whole) || !data.len().is_multiple_of(BLOCK_BYTES) {
-            return Ok(false);
+            return Ok(None);
         }
-        let mut needs = Needs::read(&[ino]);
-        needs.inodes.insert(ino, (Mode::Exclusive, Access::Overwrite));
         let tree = self.extent_tree(ino);
-        let answer = self.run(cx, needs, |op| {
+        let answer = self.run(cx, Self::overwrite_needs(ino), |op| {
             let guard = op.inode(ino, Mode::Exclusive, Access::Overwrite)?;
             let block = op.body(&guard, ino)?;
             let body = InodeDisk::of(&block);
@@ -220,7 +229,13 @@ impl Fs {
             }
             Ok(true)
         })?;
-        Ok(answer.value)
+        Ok(answer.value.then_some(answer.hold))
+    }
+
+    fn overwrite_needs(ino: InodeNo) -> Needs {
+        let mut needs = Needs::default();
+        needs.inodes.insert(ino, (Mode::Exclusive, Access::Overwrite));
+        needs
     }
 
     /// Writes one piece: data first, then what exposes it goes into the plan.
@@ -362,7 +377,8 @@ impl Fs {
                     let level = op.look(guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                     let nodes = ExtentTree::insert_cost(level, 1).allocations;
                     let space = self.room(op, ino, nodes + 1)?;
-                    let (place, got) = self.alloc.blocks(&mut op.plan, &space, want)?;
+                    let found = self.alloc.blocks(&mut op.plan, &space, want, nodes);
+                    let (place, got) = op.unless_full(&space, found)?;
                     self.store.door().write(IoClass::Data, place, piece(at + got))?;
                     let extent = Extent { logical: at, physical: place, blocks: got, unwritten: false };
                     self.map(op, guard, ino, &space, extent)?;
@@ -428,7 +444,7 @@ impl Fs {
         body.size = U64::new(target.len() as u64);
         let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
         buf[..target.len()].copy_from_slice(target);
-        let (place, _) = self.alloc.blocks(&mut op.plan, space, 1)?;
+        let (place, _) = self.alloc.blocks(&mut op.plan, space, 1, 0)?;
         self.store.door().write(IoClass::Data, place, &buf)?;
         let extent = Extent { logical: 0, physical: place, blocks: 1, unwritten: false };
         self.map(op, guard, ino, space, extent)

@@ -9,7 +9,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::api::{Answer, Attributes, DirEntry, FsError, FsResult, OpContext, Timestamp};
 use super::attr::{add_blocks, attributes, is_directory, touch, touch_contents};
 use super::dirtree::{DirEntryRef, DirTarget, DirTree, Inserted};
-use super::op::{Needs, Op, OpResult};
+use super::op::{Fail, Needs, Op, OpResult};
 use super::{Fs, now_after};
 use crate::alloc::{Need, Space};
 use crate::layout::geometry::lock_of_inode;
@@ -228,7 +228,7 @@ impl Fs {
         // Files follow their directory, unless its cluster is another host's.
         let near = self.geometry.cluster_of(parent.body());
         let space = op.space(near, need)?;
-        let (ino, guard) = self.alloc.inode(&mut op.plan, &space)?;
+        let Some((ino, guard)) = self.alloc.inode(&mut op.plan, &space)? else { return Err(Fail::Again) };
         let guard = op.adopt(ino, guard);
         let kind = ((mode & libc::S_IFMT) >> 12) as u8;
         let generation = self.begin_inode(op, &guard, ino, mode)?;

@@ -92,6 +92,8 @@ impl From<crate::layout::LayoutError> for FsError {
 pub(super) struct Needs {
     pub inodes: BTreeMap<InodeNo, (Mode, Access)>,
     pub clusters: BTreeSet<u64>,
+    /// Clusters in which this operation found no room after all.
+    pub full: BTreeSet<u64>,
     /// The rename lock, exclusively.
     pub rename: bool,
 }
@@ -141,6 +143,7 @@ impl Fs {
         mut body: impl FnMut(&mut Op<'_>) -> OpResult<T>,
     ) -> FsResult<Answer<T>> {
         let mut needs = needs;
+        let mut settled = false;
         loop {
             let mut op = Op::begin(self, patience_of(cx), needs)?;
             match body(&mut op) {
@@ -154,6 +157,16 @@ impl Fs {
                     let hold =
                         guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
+                }
+                // Room that was given back becomes usable with a commit: that is tried once.
+                Err(Fail::Error(FsError::NoSpace)) if !settled && self.alloc.has_frozen() => {
+                    if !cx.may_wait {
+                        return Err(FsError::WouldWait);
+                    }
+                    settled = true;
+                    needs = op.needs.clone();
+                    drop(op);
+                    self.store.sync()?;
                 }
                 Err(Fail::Error(e)) => return Err(e),
                 Err(Fail::Again) => needs = op.needs,
@@ -257,23 +270,32 @@ impl<'f> Op<'f> {
 
     /// A cluster with room. One at a time: it is the last lock an operation takes.
     pub fn space(&mut self, near: Option<u64>, need: Need) -> OpResult<Arc<Space>> {
-        for space in self.spaces.values() {
-            if self.fs.alloc.has_room(&self.plan, space, need)? {
+        for (cluster, space) in &self.spaces {
+            if !self.needs.full.contains(cluster) && self.fs.alloc.has_room(&self.plan, space, need)? {
                 return Ok(space.clone());
             }
         }
         if !self.spaces.is_empty() {
             // Waiting for one more while holding others could close a circle: find out which one has
             // room without holding any, then begin anew with it.
-            let held: BTreeSet<u64> = self.spaces.keys().copied().collect();
+            let held: BTreeSet<u64> = self.spaces.keys().chain(&self.needs.full).copied().collect();
             self.spaces.clear();
             let found = self.fs.alloc.space(near, need, &held, &self.patience)?;
             self.needs.clusters.insert(found.cluster);
             return Err(Fail::Again);
         }
-        let space = Arc::new(self.fs.alloc.space(near, need, &BTreeSet::new(), &self.patience)?);
+        let space = Arc::new(self.fs.alloc.space(near, need, &self.needs.full, &self.patience)?);
         self.spaces.insert(space.cluster, space.clone());
         Ok(space)
+    }
+
+    /// A cluster that seemed to have room had none of the kind wanted (its free space is in pieces): the
+    /// operation begins anew and looks elsewhere.
+    pub fn unless_full<T>(&mut self, space: &Space, result: Result<T, AllocError>) -> OpResult<T> {
+        match result {
+            Err(AllocError::NoSpace) if self.needs.full.insert(space.cluster) => Err(Fail::Again),
+            other => Ok(other?),
+        }
     }
 
     /// The body of an inode that exists.
@@ -353,7 +375,8 @@ impl NodeStore for Nodes<'_, '_> {
 
     fn allocate(&mut self) -> Result<BlockNo, Fail> {
         let space = self.space.clone().ok_or(FsError::NoSpace)?;
-        let (at, _) = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1)?;
+        let found = self.op.fs.alloc.blocks(&mut self.op.plan, &space, 1, 0);
+        let (at, _) = self.op.unless_full(&space, found)?;
         self.op.plan.blocks_of_inode += 1;
         Ok(at)
     }

@@ -24,7 +24,7 @@ impl Fs {
     fn open_needs(ino: InodeNo, flags: i32) -> Needs {
         let mut needs = Needs::read(&[ino]);
         if writes(flags) {
-            needs.inodes.insert(ino, (Mode::Exclusive, Access::Read));
+            needs.inodes.insert(ino, (Mode::Exclusive, Access::Overwrite));
         }
         needs
     }
@@ -120,18 +120,21 @@ impl Operations for Fs {
         if flags & libc::O_TRUNC != 0 && writes(flags) {
             self.set_size(cx, ino, 0)?;
         }
-        let answer = self.run(cx, Self::open_needs(ino, flags), |op| -> OpResult<()> {
-            let mode = if writes(flags) { Mode::Exclusive } else { Mode::Shared };
-            let guard = op.inode(ino, mode, Access::Read)?;
+        let answer = self.run(cx, Self::open_needs(ino, flags), |op| -> OpResult<FileHandle> {
+            let (mode, access) = match writes(flags) {
+                // Keeps the lock from stepping down to a share before the open is known.
+                true => (Mode::Exclusive, Access::Overwrite),
+                false => (Mode::Shared, Access::Read),
+            };
+            let guard = op.inode(ino, mode, access)?;
             let block = op.body(&guard, ino)?;
             if is_directory(InodeDisk::of(&block)) && writes(flags) {
                 return Err(FsError::IsDirectory.into());
             }
-            Ok(())
+            // Under the guard: whoever gives the lock away sees the open.
+            Ok(self.open_handle(ino, flags))
         })?;
-        // Under the guard still: whoever gives the lock away sees the open.
-        let handle = self.open_handle(ino, flags);
-        Ok(Answer { value: opened(handle, flags), valid_for: answer.valid_for, hold: answer.hold })
+        Ok(Answer { value: opened(answer.value, flags), valid_for: answer.valid_for, hold: answer.hold })
     }
 
     fn create(
@@ -147,6 +150,7 @@ impl Operations for Fs {
         let make = Make { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0, target: None };
         let truncates = flags & libc::O_TRUNC != 0 && writes(flags);
         loop {
+            let mut registered = None;
             let answer = self.run(cx, Needs::write(&[parent]), |op| {
                 let dir = op.write_inode(parent)?;
                 op.directory(&dir, parent)?;
@@ -160,15 +164,22 @@ impl Operations for Fs {
                 if is_directory(body) {
                     return Err(FsError::IsDirectory.into());
                 }
-                Ok((attributes(ino, body), truncates && body.size.get() > 0))
-            })?;
+                let must_truncate = truncates && body.size.get() > 0;
+                if !must_truncate {
+                    registered = Some(self.open_handle(ino, flags));
+                }
+                Ok((attributes(ino, body), must_truncate))
+            });
+            if let (Err(_), Some(handle)) = (&answer, registered) {
+                self.close_handle(handle);
+            }
+            let answer = answer?;
             let (attributes, must_truncate) = answer.value;
-            if must_truncate {
+            let Some(handle) = registered.filter(|_| !must_truncate) else {
                 drop(answer.hold);
                 self.set_size(cx, attributes.ino, 0)?;
                 continue;
-            }
-            let handle = self.open_handle(attributes.ino, flags);
+            };
             let value = (attributes, opened(handle, flags));
             return Ok(Answer { value, valid_for: answer.valid_for, hold: answer.hold });
         }

@@ -29,8 +29,15 @@ impl Fs {
         if size > MAX_FILE_BYTES {
             return Err(FsError::TooLarge);
         }
-        self.finish_truncation(cx, ino)?;
-        self.run(cx, Needs::write(&[ino]), |op| {
+        while !self.try_set_size(cx, ino, size)? {
+            self.finish_truncation(cx, ino)?;
+        }
+        self.finish_truncation(cx, ino)
+    }
+
+    /// False: an earlier truncation has to be finished first.
+    fn try_set_size(&self, cx: &OpContext, ino: InodeNo, size: u64) -> FsResult<bool> {
+        let answer = self.run(cx, Needs::write(&[ino]), |op| {
             let guard = op.write_inode(ino)?;
             let block = op.body(&guard, ino)?;
             let body = InodeDisk::of(&block);
@@ -38,6 +45,9 @@ impl Fs {
                 return Err(FsError::Invalid.into());
             }
             let old = body.size.get();
+            if body.flags.get() & TRUNCATING != 0 && size > old {
+                return Ok(false);
+            }
             if body.form() == Form::Inline {
                 if size > CONTENT_BYTES as u64 {
                     self.make_tree(op, &guard, ino)?;
@@ -55,9 +65,9 @@ impl Fs {
             body.size = U64::new(size);
             drop_privileges(body, cx);
             touch_contents(body);
-            Ok(())
+            Ok(true)
         })?;
-        self.finish_truncation(cx, ino)
+        Ok(answer.value)
     }
 
     /// Frees what a truncation left behind the end, step by step.
@@ -177,7 +187,8 @@ impl Fs {
                 let level = op.look(&guard, ino, |_, root| Ok(tree.tree().root_level(root)?))?;
                 let nodes = ExtentTree::insert_cost(level, 1).allocations;
                 let space = self.room(op, ino, nodes + 1)?;
-                let (physical, blocks) = self.alloc.blocks(&mut op.plan, &space, until - at)?;
+                let found = self.alloc.blocks(&mut op.plan, &space, until - at, nodes);
+                let (physical, blocks) = op.unless_full(&space, found)?;
                 let extent = Extent { logical: at, physical, blocks, unwritten: true };
                 self.map(op, &guard, ino, &space, extent)?;
                 Ok(at + blocks)

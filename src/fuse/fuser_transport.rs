@@ -289,6 +289,7 @@ impl Filesystem for FuserTransport {
             // Write-back of a page goes where the page is, whatever descriptor the kernel picked for it.
             append: !write_back && flags.0 & libc::O_APPEND != 0,
             drop_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            durable: flags.0 & libc::O_DSYNC != 0,
         };
         self.serve(req, call, To::Write(reply));
     }

@@ -229,12 +229,15 @@ impl Handlers {
                 let answer = ops.read(cx, self.ino(*node), Some(*handle), *offset, *len)?;
                 Ok((Reply::Data(answer.value), answer.hold))
             }
-            Call::Write { node, handle, offset, data, append, drop_privileges } => {
+            Call::Write { node, handle, offset, data, append, drop_privileges, durable } => {
                 let ino = self.ino(*node);
                 if *drop_privileges {
                     self.drop_privilege_bits(cx, ino)?;
                 }
                 let answer = ops.write(cx, ino, *handle, *offset, data, *append)?;
+                if *durable {
+                    drop(ops.fsync(cx, ino, true)?);
+                }
                 Ok((Reply::Written(answer.value), answer.hold))
             }
             Call::Flush { node, handle } => Ok(done(ops.flush(cx, self.ino(*node), *handle)?)),
@@ -331,30 +334,50 @@ impl Handlers {
         Ok(())
     }
 
+    /// A listing. While it keeps the directory's lock in use it waits for no other lock: another host may hold
+    /// the child's and wait for the directory's.
     fn listing(&self, cx: &OpContext, ino: InodeNo, cookie: u64, plus: bool) -> Outcome {
         let max_bytes = if plus { LISTING_PLUS_BYTES } else { LISTING_BYTES };
-        let answer = self.operations.readdir(cx, ino, cookie, max_bytes, plus)?;
-        let valid = self.validity(answer.valid_for);
-        let mut holds = answer.hold;
-        let mut entries = Vec::with_capacity(answer.value.len());
-        for entry in answer.value {
-            if !plus || entry.attributes.is_some() || is_dot(&entry.name) {
-                entries.push(ListingEntry { entry, valid });
-                continue;
-            }
-            match self.with_attributes(cx, entry) {
-                Ok(None) => {}
-                Ok(Some((entry, attributes_for, hold))) => {
-                    let valid = Validity { name: valid.name.min(attributes_for), attributes: attributes_for };
+        let at_once = OpContext { may_wait: false, ..cx.clone() };
+        loop {
+            let answer = self.operations.readdir(cx, ino, cookie, max_bytes, plus)?;
+            let valid = self.validity(answer.valid_for);
+            let mut holds = answer.hold;
+            let mut entries = Vec::with_capacity(answer.value.len());
+            let mut missing = None;
+            for entry in answer.value {
+                if !plus || entry.attributes.is_some() || is_dot(&entry.name) {
                     entries.push(ListingEntry { entry, valid });
-                    holds.extend(hold);
+                    continue;
                 }
-                // The rest comes with the next request, which begins here.
-                Err(_) if !entries.is_empty() => break,
+                let child = entry.ino;
+                match self.with_attributes(&at_once, entry) {
+                    Ok(None) => {}
+                    Ok(Some((entry, attributes_for, hold))) => {
+                        let valid =
+                            Validity { name: valid.name.min(attributes_for), attributes: attributes_for };
+                        entries.push(ListingEntry { entry, valid });
+                        holds.extend(hold);
+                    }
+                    // The rest comes with the next request, which begins here.
+                    Err(_) if !entries.is_empty() => break,
+                    Err(FsError::WouldWait) => {
+                        missing = Some(child);
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let Some(child) = missing else {
+                return Ok((Reply::Listing(Listing { entries, plus, nodes: self.nodes.clone() }), holds));
+            };
+            // Let go of the directory, fetch the child's lock alone, and begin anew: then it is at hand.
+            drop(holds);
+            match self.operations.getattr(cx, child) {
+                Ok(_) | Err(FsError::NotFound | FsError::Stale) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((Reply::Listing(Listing { entries, plus, nodes: self.nodes.clone() }), holds))
     }
 
     /// Every line of a listing with attributes needs them: the transport's library takes the inode number

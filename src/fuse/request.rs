@@ -128,6 +128,8 @@ pub enum Call<'a> {
         append: bool,
         /// The writer may not keep set-user-id and set-group-id bits.
         drop_privileges: bool,
+        /// The descriptor is O_DSYNC or O_SYNC: durable before the answer.
+        durable: bool,
     },
     Flush {
         node: NodeId,
@@ -213,7 +215,7 @@ impl Call<'_> {
                 Call::Create { parent, name: own(name), mode, flags }
             }
             Call::Read { node, handle, offset, len } => Call::Read { node, handle, offset, len },
-            Call::Write { node, handle, offset, data, append, drop_privileges } => Call::Write {
+            Call::Write { node, handle, offset, data, append, drop_privileges, durable } => Call::Write {
                 node,
                 handle,
                 offset,
@@ -223,6 +225,7 @@ impl Call<'_> {
                 },
                 append,
                 drop_privileges,
+                durable,
             },
             Call::Flush { node, handle } => Call::Flush { node, handle },
             Call::Release { node, handle } => Call::Release { node, handle },
@@ -253,6 +256,7 @@ mod tests {
             data: Payload::Borrowed(&bytes),
             append: true,
             drop_privileges: false,
+            durable: false,
         };
         let request = Request { caller: Caller::default(), call }.into_owned();
         assert!(request.is_write());

@@ -86,6 +86,9 @@ pub struct Door {
     lease: Arc<Lease>,
     geometry: DeviceGeometry,
     counters: [Counters; CLASSES],
+    /// Data writes that ended, and how many of them a flush has covered.
+    data_written: AtomicU64,
+    data_flushed: AtomicU64,
     flushing: Mutex<Flushing>,
     flushed: Condvar,
 }
@@ -95,8 +98,8 @@ pub struct Door {
 struct Flushing {
     running: bool,
     begun: u64,
-    /// Number of the last flush that ended well, and of the last that ended at all.
-    good: u64,
+    /// Number of the last flush that failed, and of the last that ended at all.
+    failed: u64,
     ended: u64,
     error: Option<DeviceError>,
 }
@@ -109,6 +112,8 @@ impl Door {
             lease,
             geometry,
             counters: Default::default(),
+            data_written: AtomicU64::new(0),
+            data_flushed: AtomicU64::new(0),
             flushing: Mutex::new(Flushing::default()),
             flushed: Condvar::new(),
         }
@@ -143,7 +148,11 @@ impl Door {
         self.check("write", at.offset_bytes(), Executed::No)?;
         counters.writes.fetch_add(1, Ordering::Relaxed);
         counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        self.device.write(at.offset_bytes(), data)?;
+        let written = self.device.write(at.offset_bytes(), data);
+        if class == IoClass::Data {
+            self.data_written.fetch_add(1, Ordering::AcqRel);
+        }
+        written?;
         self.check("write", at.offset_bytes(), Executed::Maybe)
     }
 
@@ -180,6 +189,7 @@ impl Door {
             state.begun += 1;
             let number = state.begun;
             drop(state);
+            let data_written = self.data_written.load(Ordering::Acquire);
             let outcome = self.check("flush", 0, Executed::No).and_then(|()| {
                 self.counters[class as usize].flushes.fetch_add(1, Ordering::Relaxed);
                 self.device.flush()?;
@@ -189,15 +199,28 @@ impl Door {
             state.running = false;
             state.ended = number;
             match outcome {
-                Ok(()) => state.good = number,
-                Err(e) => state.error = Some(e),
+                Ok(()) => {
+                    self.data_flushed.fetch_max(data_written, Ordering::AcqRel);
+                }
+                Err(e) => {
+                    state.failed = number;
+                    state.error = Some(e);
+                }
             }
             self.flushed.notify_all();
         }
-        if state.good >= mine {
-            return Ok(());
+        // A later flush that went well proves nothing about writes that a failed one was to cover.
+        match &state.error {
+            Some(e) if state.failed >= mine => Err(e.clone()),
+            _ => Ok(()),
         }
-        Err(state.error.clone().unwrap_or(DeviceError::Unsupported { op: "flush" }))
+    }
+
+    /// Was file data written that no flush has covered yet? A commit that exposes it must not reach the
+    /// medium before it.
+    pub fn has_unflushed_data(&self) -> bool {
+        self.geometry.volatile_cache
+            && self.data_written.load(Ordering::Acquire) > self.data_flushed.load(Ordering::Acquire)
     }
 
     pub fn discard(&self, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {

@@ -212,10 +212,10 @@ impl Guard {
         self.access
     }
 
-    /// The tenure under which changes may be made: held exclusively, and this thread alone in it.
+    /// The tenure under which changes may be made: held exclusively, and no reader relies on what changes.
     pub fn tenure(&self) -> Option<Tenure> {
         match (self.held, self.access) {
-            (Held::Exclusive(tenure), Access::Write) => Some(tenure),
+            (Held::Exclusive(tenure), Access::Write | Access::Overwrite) => Some(tenure),
             _ => None,
         }
     }

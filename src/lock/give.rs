@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::decide::{Giving, give};
 use super::demand::RequestSink;
 use super::entry::Entry;
-use super::{Access, Held, LockId, LockManager, Mode, Patience, Usage, Wanted};
+use super::{Access, Held, LockError, LockId, LockManager, Mode, Patience, Usage, Wanted};
 use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
@@ -68,11 +68,20 @@ impl LockManager {
     fn look_at_opener(self: Arc<Self>, lock: BlockNo) {
         let Some(kind) = self.steward().and_then(|s| s.kind_of(lock)) else { return };
         let id = LockId { kind, at: lock };
-        if self.steward().is_none_or(|s| s.usage(id).open) {
+        if self.steward().is_none_or(|s| s.usage(id).open) || self.telling.swap(true, Ordering::AcqRel) {
             return;
         }
         rt::spawn("openers", move || {
-            if let Err(e) = self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()) {
+            let told = self.ats.read::<LockRecord>(IoClass::Lock, id.at).map_err(LockError::from).and_then(
+                |image| {
+                    if !image.record.openers.contains(self.me.slot) {
+                        return Ok(());
+                    }
+                    self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()).map(drop)
+                },
+            );
+            self.telling.store(false, Ordering::Release);
+            if let Err(e) = told {
                 log::debug!("telling that inode lock {} is not open here: {e}", id.at);
             }
         });
@@ -98,7 +107,7 @@ impl LockManager {
     fn give_once(&self, entry: &Entry) -> Result<bool, AtsError> {
         let id = entry.id;
         let mut state = entry.state.lock();
-        let (target, doubtful) = loop {
+        let target = loop {
             let Some(target) = state.wanted.iter().min_by_key(|w| (w.since, w.by.slot)).copied() else {
                 state.giving = false;
                 return Ok(false);
@@ -107,10 +116,26 @@ impl LockManager {
                 state = entry.changed.wait(state);
                 continue;
             }
-            // Who wants a share of a shared lock joins by itself; so whoever asks a sharer for one has seen
-            // something that the sharer has not.
-            let doubtful = state.held == Held::Shared && target.mode == Mode::Shared;
-            if state.held != Held::Nothing && !doubtful {
+            if state.held == Held::Shared && target.mode == Mode::Shared {
+                // Who wants a share joins by itself, unless the disk says more than we know: the last other
+                // sharer may have given us what a thread of ours asked for and waits for no more.
+                state.busy = true;
+                drop(state);
+                let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
+                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+                state = entry.state.lock();
+                state.busy = false;
+                entry.changed.notify_all();
+                let image = settled?;
+                match image.record.mode {
+                    LockMode::Exclusive { owner, tenure } if owner == self.me => {
+                        state.adopt(image, Held::Exclusive(tenure), false, || self.new_epoch());
+                    }
+                    _ => state.wanted.retain(|w| w.by != target.by),
+                }
+                continue;
+            }
+            if state.held != Held::Nothing {
                 let since_grant = state.granted_at.map_or(Duration::MAX, |at| at.elapsed());
                 let waited_for = state.queued > 0 || state.polled_for.is_some();
                 let first_use = state.unused && waited_for && since_grant < FIRST_USE;
@@ -120,9 +145,9 @@ impl LockManager {
                     continue;
                 }
             }
-            break (target, doubtful);
+            break target;
         };
-        if state.held == Held::Nothing || doubtful {
+        if state.held == Held::Nothing {
             // The lock block alone says who holds: if it names us we hold it, known or not.
             state.busy = true;
             drop(state);
@@ -141,10 +166,21 @@ impl LockManager {
                     entry.changed.notify_all();
                     return Ok(true);
                 }
-                LockMode::Shared if record.sharers.contains(self.me.slot) && !doubtful => {
-                    // Of an earlier life of our slot, or granted to a thread that gave up.
+                LockMode::Shared if record.sharers.contains(self.me.slot) => {
+                    // Of an earlier life of our slot, or granted to a thread that gave up. A set bit is not
+                    // a share: nobody of this host gets in before it is given away.
                     state.adopt(image, Held::Shared, true, || self.new_epoch());
-                    return Ok(true);
+                    state.closing = true;
+                    state.busy = true;
+                    drop(state);
+                    let result = self.hand_over(entry, target, false);
+                    let mut state = entry.state.lock();
+                    state.let_go();
+                    state.valid_at = None;
+                    state.closing = false;
+                    state.busy = false;
+                    entry.changed.notify_all();
+                    return result.map(|()| true);
                 }
                 _ => {
                     state.image = Some(image);

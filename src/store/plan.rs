@@ -15,6 +15,7 @@ pub struct Plan<'s> {
     changes: BTreeMap<BlockNo, Dirty>,
     revokes: Vec<(BlockNo, BlockNo, Tenure)>,
     hooks: Vec<Hook>,
+    abandon: Vec<Hook>,
     pub net_blocks: i64,
     pub net_inodes: i64,
     /// Blocks that the inode at hand gained or lost: for its owner to add up.
@@ -39,6 +40,7 @@ impl Store {
             changes: BTreeMap::new(),
             revokes: Vec::new(),
             hooks: Vec::new(),
+            abandon: Vec::new(),
             net_blocks: 0,
             net_inodes: 0,
             blocks_of_inode: 0,
@@ -109,8 +111,13 @@ impl<'s> Plan<'s> {
         self.hooks.push(Box::new(hook));
     }
 
+    /// Runs if the plan never joins a transaction.
+    pub fn when_abandoned(&mut self, hook: impl FnOnce() + Send + 'static) {
+        self.abandon.push(Box::new(hook));
+    }
+
     /// Every change names its own place and its lock: a block that would not be believed is not written.
-    pub(super) fn finish(self) -> Result<Planned, StoreError> {
+    pub(super) fn finish(&mut self) -> Result<Planned, StoreError> {
         for (at, dirty) in &self.changes {
             let (at, held) = (*at, dirty.lock);
             let (address, lock) = header_of(&dirty.block[..])
@@ -121,12 +128,25 @@ impl<'s> Plan<'s> {
         }
         let dropped = self.revokes.iter().map(|(at, ..)| *at).collect();
         Ok(Planned {
-            changes: self.changes,
-            revokes: self.revokes,
-            hooks: self.hooks,
+            changes: std::mem::take(&mut self.changes),
+            revokes: std::mem::take(&mut self.revokes),
+            hooks: std::mem::take(&mut self.hooks),
             dropped,
             net_blocks: self.net_blocks,
             net_inodes: self.net_inodes,
         })
+    }
+
+    /// The plan joined a transaction.
+    pub(super) fn joined(&mut self) {
+        self.abandon.clear();
+    }
+}
+
+impl Drop for Plan<'_> {
+    fn drop(&mut self) {
+        for hook in self.abandon.drain(..) {
+            hook();
+        }
     }
 }

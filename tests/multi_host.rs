@@ -1,0 +1,39 @@
+//! Several hosts on one volume, through the kernel: a daemon per host, each with a mount of its own.
+//!
+//! Needs root and /dev/fuse; says so and passes where they are missing. Every body runs on every kind of
+//! device in [`harness::Backing`], in the test's process, which is no daemon; it gets the mountpoints and
+//! nothing else. After each body every host leaves, and no slot, process, mount or loop device may stay.
+//!
+//! * `names`, `races`, `moves`: directories under several hands
+//! * `files`, `space`, `turns`: contents, sizes and room; who writes next sees what was written before
+//! * `attributes`, `mappings`: what stat(2) and mmap(2) show elsewhere
+//! * `caches`: reads, stats and lookups that began after a change never show what was before it
+//! * `lifetime`: mounting, leaving, being killed, coming back
+//!
+//! `LUNFS_TEST_SCALE` multiplies the rounds (1 by default). An intermittent failure is a bug until explained;
+//! `tests/soak` repeats.
+
+#[path = "multi_host/harness.rs"]
+#[macro_use]
+mod harness;
+
+#[path = "multi_host/attributes.rs"]
+mod attributes;
+#[path = "multi_host/caches.rs"]
+mod caches;
+#[path = "multi_host/files.rs"]
+mod files;
+#[path = "multi_host/lifetime.rs"]
+mod lifetime;
+#[path = "multi_host/mappings.rs"]
+mod mappings;
+#[path = "multi_host/moves.rs"]
+mod moves;
+#[path = "multi_host/names.rs"]
+mod names;
+#[path = "multi_host/races.rs"]
+mod races;
+#[path = "multi_host/space.rs"]
+mod space;
+#[path = "multi_host/turns.rs"]
+mod turns;

@@ -1,0 +1,169 @@
+//! Nothing old is ever shown: a look that began after a change had returned sees that change.
+//!
+//! One host changes, the other looks in a tight loop, from its kernel's caches most of the time. Both note
+//! what they did in memory that they share: `begun` before each change, `done` after it. A look remembers
+//! `done` before it starts; what it sees must not be older.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use super::harness::{Cluster, rounds};
+
+on_every_device! {
+    2 hosts: no_stale_pages;
+    2 hosts: no_stale_pages_both_ways;
+    2 hosts: no_stale_attributes;
+    2 hosts: no_stale_names;
+}
+
+/// What changed so far.
+#[derive(Default)]
+struct Clock {
+    begun: AtomicU64,
+    done: AtomicU64,
+    stop: AtomicBool,
+    looks: AtomicU64,
+}
+
+impl Clock {
+    /// Makes changes until the time is over.
+    fn change(&self, pace: Duration, mut change: impl FnMut(u64)) {
+        let end = Instant::now() + Duration::from_millis(rounds(2500));
+        let mut n = 0;
+        while Instant::now() < end {
+            n += 1;
+            self.begun.store(n, SeqCst);
+            change(n);
+            self.done.store(n, SeqCst);
+            // Readers fill their caches meanwhile; without a pause there is never anything to revoke.
+            std::thread::sleep(pace);
+        }
+        self.stop.store(true, SeqCst);
+    }
+
+    /// Looks until the changes are over; `look` gets (done before, and a function for begun after).
+    fn look(&self, mut look: impl FnMut(u64) -> u64) {
+        let mut looks = 0u64;
+        while !self.stop.load(SeqCst) {
+            let done = self.done.load(SeqCst);
+            let seen = look(done);
+            let begun = self.begun.load(SeqCst);
+            assert!(seen >= done, "STALE: saw {seen} after {done} had returned (look {looks})");
+            assert!(seen <= begun, "saw {seen} before it was begun ({begun})");
+            looks += 1;
+        }
+        self.looks.fetch_add(looks, SeqCst);
+    }
+
+    fn report(&self, what: &str) {
+        let (looks, changes) = (self.looks.load(SeqCst), self.done.load(SeqCst));
+        println!("{what}: {looks} looks, {changes} changes, none stale");
+        assert!(looks > 1000 && changes > 20, "{what}: too little happened");
+    }
+}
+
+fn number(file: &File) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 4000).expect("read");
+    u64::from_le_bytes(bytes)
+}
+
+fn no_stale_pages(cluster: &Cluster) {
+    let paths = cluster.paths("f");
+    let writer =
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&paths[0]).expect("open");
+    writer.write_all_at(&[0; 8192], 0).expect("write");
+    let readers = [File::open(&paths[1]).expect("open"), File::open(&paths[1]).expect("open")];
+    let clock = Clock::default();
+    std::thread::scope(|scope| {
+        for reader in &readers {
+            scope.spawn(|| clock.look(|_| number(reader)));
+        }
+        // A new descriptor each time, too.
+        scope.spawn(|| clock.look(|_| number(&File::open(&paths[1]).expect("open"))));
+        clock.change(Duration::from_micros(700), |n| {
+            writer.write_all_at(&n.to_le_bytes(), 4000).expect("write")
+        });
+    });
+    clock.report("pages");
+}
+
+/// Two files, each written by one host and read by the other.
+fn no_stale_pages_both_ways(cluster: &Cluster) {
+    let names = ["a", "b"];
+    for (host, name) in names.iter().enumerate() {
+        fs::write(cluster.dir(host).join(name), [0; 8192]).expect("write");
+    }
+    let clocks = [Clock::default(), Clock::default()];
+    std::thread::scope(|scope| {
+        for host in 0..2 {
+            let (mine, theirs) =
+                (cluster.dir(host).join(names[host]), cluster.dir(host).join(names[1 - host]));
+            let clocks = &clocks;
+            scope.spawn(move || {
+                clocks[host].change(Duration::from_micros(1500), |n| {
+                    // Opened anew: the host holds the lock for writing only now and then.
+                    let file = OpenOptions::new().write(true).open(&mine).expect("open");
+                    file.write_all_at(&n.to_le_bytes(), 4000).expect("write");
+                })
+            });
+            scope.spawn(move || {
+                let file = File::open(&theirs).expect("open");
+                clocks[1 - host].look(|_| number(&file));
+            });
+        }
+    });
+    clocks.iter().for_each(|clock| clock.report("pages both ways"));
+}
+
+fn no_stale_attributes(cluster: &Cluster) {
+    let paths = cluster.paths("f");
+    let writer = OpenOptions::new().append(true).create(true).open(&paths[0]).expect("open");
+    let open = File::open(&paths[1]).expect("open");
+    let clock = Clock::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| clock.look(|_| fs::metadata(&paths[1]).expect("stat").size()));
+        scope.spawn(|| clock.look(|_| open.metadata().expect("fstat").size()));
+        clock.change(Duration::from_micros(700), |_| {
+            use std::io::Write;
+            (&writer).write_all(b"x").expect("append");
+        });
+    });
+    clock.report("sizes");
+}
+
+/// Odd numbers create a name, even ones unlink it; in between lookups tell which it is.
+fn no_stale_names(cluster: &Cluster) {
+    let paths = cluster.paths("dir");
+    fs::create_dir(&paths[0]).expect("mkdir");
+    let clock = Clock::default();
+    let undecided = AtomicU64::new(0);
+    let look = |find: &dyn Fn() -> bool| {
+        clock.look(|done| {
+            let there = find();
+            // Nothing else had begun when the look was over: then it is known what had to be seen.
+            if clock.begun.load(SeqCst) == done {
+                assert_eq!(there, done % 2 == 1, "STALE: after change {done}");
+            } else {
+                undecided.fetch_add(1, SeqCst);
+            }
+            done
+        })
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| look(&|| fs::metadata(paths[1].join("name")).is_ok()));
+        scope.spawn(|| look(&|| File::open(paths[1].join("name")).is_ok()));
+        scope.spawn(|| look(&|| super::names::listing(&paths[1]).len() == 1));
+        clock.change(Duration::from_micros(1500), |n| {
+            let path = paths[0].join("name");
+            match n % 2 {
+                1 => drop(File::create_new(path).expect("create")),
+                _ => fs::remove_file(path).expect("unlink"),
+            }
+        });
+    });
+    println!("{undecided:?} looks met a change");
+    clock.report("names");
+}

@@ -1,0 +1,372 @@
+//! A volume, its hosts and their end.
+//!
+//! Everything is cleaned up by process id and path, also when a body panics. A watchdog kills the daemons of a
+//! test that hangs, so that the hanging system call fails and the test with it; it says so first.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long anything may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a whole body may take.
+const BODY_PATIENCE: Duration = Duration::from_secs(240);
+
+/// What the hosts share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// One image file, opened by every daemon, with logical blocks of this many bytes.
+    File(u32),
+    /// A loop device per host over one image, with sectors of this many bytes.
+    Loop(u32),
+}
+
+/// Tests of one body, one for each kind of device.
+macro_rules! on_every_device {
+    ($($hosts:literal hosts: $body:ident;)*) => {$(
+        pub mod $body {
+            use crate::harness::{Backing, with_hosts};
+            #[test]
+            fn file_512() {
+                with_hosts(Backing::File(512), $hosts, super::$body);
+            }
+            #[test]
+            fn file_4096() {
+                with_hosts(Backing::File(4096), $hosts, super::$body);
+            }
+            #[test]
+            fn loop_512() {
+                with_hosts(Backing::Loop(512), $hosts, super::$body);
+            }
+            #[test]
+            fn loop_4096() {
+                with_hosts(Backing::Loop(4096), $hosts, super::$body);
+            }
+        }
+    )*};
+}
+
+/// `false`, loudly, where a mount can't be made.
+pub fn can_mount() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !(root && device) {
+        eprintln!("SKIPPED: needs root ({root}) and /dev/fuse ({device})");
+    }
+    root && device
+}
+
+/// `n` rounds at scale 1; never none.
+pub fn rounds(n: u64) -> u64 {
+    let scale: f64 = std::env::var("LUNFS_TEST_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0);
+    ((n as f64 * scale) as u64).max(2)
+}
+
+pub fn lunfs() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lunfs"))
+}
+
+/// Waits until the condition holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a body on `count` mounted hosts, then sees them leave.
+pub fn with_hosts(backing: Backing, count: usize, body: fn(&Cluster)) {
+    if !can_mount() {
+        return;
+    }
+    let mut cluster = Cluster::new(backing, count as u16 + 1, "1G");
+    for _ in 0..count {
+        cluster.mount();
+    }
+    body(&cluster);
+    cluster.end();
+}
+
+/// One host: a daemon and its mountpoint.
+pub struct Host {
+    pub name: String,
+    pub dir: PathBuf,
+    pub pid: i32,
+}
+
+impl Host {
+    pub fn is_mounted(&self) -> bool {
+        lunfs::fuse::mountinfo::at(&self.dir).expect("mountinfo").is_some()
+    }
+
+    pub fn is_alive(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
+        state.is_some_and(|state| state != 'Z')
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).expect("the daemon lives");
+    }
+}
+
+/// A volume and the hosts that have it mounted.
+pub struct Cluster {
+    temp: tempfile::TempDir,
+    backing: Backing,
+    loops: Vec<LoopDevice>,
+    pub hosts: Vec<Host>,
+    made: usize,
+    finished: Arc<AtomicBool>,
+}
+
+impl Cluster {
+    /// Makes a volume; nobody has it mounted yet.
+    pub fn new(backing: Backing, slots: u16, size: &str) -> Cluster {
+        let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir().expect("a temporary directory");
+        std::fs::create_dir(temp.path().join("run")).expect("a new directory");
+        let hosts = Vec::new();
+        let mut cluster =
+            Cluster { temp, backing, loops: Vec::new(), hosts, made: 0, finished: Arc::default() };
+        let device = match backing {
+            Backing::File(_) => cluster.image(),
+            Backing::Loop(_) => {
+                let image = std::fs::File::create(cluster.image()).expect("a new image");
+                let bytes: u64 = size.trim_end_matches('G').parse().expect("whole GiB");
+                image.set_len(bytes << 30).expect("a sparse image");
+                cluster.attach().path().to_owned()
+            }
+        };
+        let mut mkfs = lunfs();
+        mkfs.args(["mkfs", "--quiet", "--slots", &slots.to_string()]);
+        if let Backing::File(bytes) = backing {
+            mkfs.args(["--size", size, "--logical-block", &bytes.to_string()]);
+        }
+        let made = mkfs.arg(device).output().expect("mkfs runs");
+        assert!(made.status.success(), "{made:?}");
+        cluster
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.temp.path().join("image")
+    }
+
+    fn attach(&mut self) -> &LoopDevice {
+        let Backing::Loop(bytes) = self.backing else { panic!("no loop device wanted") };
+        let options = LoopOptions { logical_block_bytes: bytes, ..LoopOptions::default() };
+        self.loops.push(LoopDevice::attach(&self.image(), &options).expect("a loop device"));
+        self.loops.last().expect("just pushed")
+    }
+
+    /// The device as host number `n` knows it.
+    fn device(&mut self, n: usize) -> String {
+        let path = match self.backing {
+            Backing::File(_) => self.image(),
+            Backing::Loop(_) => {
+                while self.loops.len() <= n {
+                    self.attach();
+                }
+                self.loops[n].path().to_owned()
+            }
+        };
+        path.to_str().expect("a plain path").to_owned()
+    }
+
+    /// A command that mounts as a new host, or as an old one under its name.
+    pub fn mount_command(&mut self, name: &str, options: &str) -> (Command, PathBuf) {
+        let number = self.made;
+        self.made += 1;
+        let dir = self.temp.path().join(format!("mnt-{name}-{number}"));
+        std::fs::create_dir(&dir).expect("a new directory");
+        let device = self.device(self.hosts.len());
+        let log = self.temp.path().join(format!("log-{name}"));
+        let mut command = lunfs();
+        command.env("LUNFS_RUN_DIR", self.temp.path().join("run"));
+        command.args(["mount", "--host", name, "-o", &format!("log={}", log.display())]);
+        if let Backing::File(bytes) = self.backing {
+            command.args(["-o", &format!("logical_block={bytes}")]);
+        }
+        if !options.is_empty() {
+            command.args(["-o", options]);
+        }
+        command.arg(&device).arg(&dir);
+        (command, dir)
+    }
+
+    pub fn mount(&mut self) -> &Host {
+        let name = format!("h{}", self.hosts.len());
+        self.mount_as(&name, "rw")
+    }
+
+    pub fn mount_as(&mut self, name: &str, options: &str) -> &Host {
+        let (mut command, dir) = self.mount_command(name, options);
+        let output = command.output().expect("mount runs");
+        assert!(output.status.success(), "{output:?}\n{}", self.log(name));
+        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "a success is silent: {output:?}");
+        let pid = self.find_pid(name);
+        self.watch(pid, name);
+        self.hosts.push(Host { name: name.to_owned(), dir, pid });
+        self.hosts.last().expect("just pushed")
+    }
+
+    /// The daemon's process id, from the file that it keeps locked.
+    fn find_pid(&self, name: &str) -> i32 {
+        let end = format!("@{name}.lock");
+        for entry in std::fs::read_dir(self.temp.path().join("run")).expect("the runtime directory").flatten()
+        {
+            if entry.file_name().to_string_lossy().ends_with(&end) {
+                let text = std::fs::read_to_string(entry.path()).expect("its text");
+                return text.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a process id");
+            }
+        }
+        panic!("no runtime file of {name}");
+    }
+
+    fn watch(&self, pid: i32, name: &str) {
+        let (finished, name) = (self.finished.clone(), name.to_owned());
+        std::thread::spawn(move || {
+            let start = Instant::now();
+            while !finished.load(Ordering::Acquire) {
+                if start.elapsed() > BODY_PATIENCE {
+                    eprintln!("WATCHDOG: the test hangs; killing the daemon of {name} ({pid})");
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+    }
+
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.temp.path().join(format!("log-{name}"))).unwrap_or_default()
+    }
+
+    /// The same path as each host sees it.
+    pub fn paths(&self, name: &str) -> Vec<PathBuf> {
+        self.hosts.iter().map(|h| h.dir.join(name)).collect()
+    }
+
+    pub fn dir(&self, host: usize) -> &Path {
+        &self.hosts[host].dir
+    }
+
+    /// Runs this once for each host, all at once; gives what each returned.
+    pub fn each<T: Send>(&self, work: impl Fn(usize, &Path) -> T + Sync) -> Vec<T> {
+        let work = &work;
+        std::thread::scope(|scope| {
+            let hosts = self.hosts.iter().enumerate();
+            let threads: Vec<_> = hosts.map(|(n, h)| scope.spawn(move || work(n, &h.dir))).collect();
+            // All of them end before the first panic goes on.
+            let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
+            results.into_iter().map(|r| r.unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+        })
+    }
+
+    pub fn umount_command(&self, dir: &Path) -> Output {
+        let run = self.temp.path().join("run");
+        lunfs().env("LUNFS_RUN_DIR", run).arg("umount").arg(dir).output().expect("umount runs")
+    }
+
+    /// One host leaves cleanly.
+    pub fn unmount(&mut self, host: usize) {
+        let host = self.hosts.remove(host);
+        let output = self.umount_command(&host.dir);
+        assert!(output.status.success(), "{output:?}");
+        assert!(!host.is_mounted() && !host.is_alive(), "{} left", host.name);
+    }
+
+    /// `lunfs status --json`: the slots that were ever claimed, as (host, state).
+    pub fn states(&self) -> Vec<(String, String)> {
+        let output = lunfs().args(["status", "--json"]).arg(self.image()).output().expect("status runs");
+        assert!(output.status.success(), "{output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |v: &serde_json::Value| v.as_str().unwrap_or("?").to_owned();
+        let hosts = report["hosts"].as_array().expect("hosts");
+        hosts.iter().map(|h| (text(&h["host"]), text(&h["state"]))).collect()
+    }
+
+    /// Everybody leaves; nothing may stay.
+    pub fn end(mut self) {
+        while !self.hosts.is_empty() {
+            self.unmount(0);
+        }
+        let states = self.states();
+        assert!(!states.is_empty(), "nobody was ever there");
+        assert!(states.iter().all(|(_, state)| state == "left"), "{states:?}");
+        let paths: Vec<_> = self.loops.drain(..).map(|device| device.path().to_owned()).collect();
+        for path in paths {
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            let backing = format!("/sys/block/{name}/loop/backing_file");
+            let image = self.image();
+            until("the loop device is free", || {
+                std::fs::read_to_string(&backing).map_or(true, |text| Path::new(text.trim()) != image)
+            });
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.finished.store(true, Ordering::Release);
+        for host in &self.hosts {
+            // A body failed: say what the daemon had to say of it.
+            let log = self.log(&host.name);
+            let bad =
+                log.lines().filter(|l| l.contains("WARN") || l.contains("ERROR") || l.contains("panicked"));
+            bad.take(20).for_each(|line| eprintln!("{}: {line}", host.name));
+            if host.is_alive() {
+                let _ = kill(Pid::from_raw(host.pid), Signal::SIGKILL);
+            }
+            while host.is_mounted() {
+                if umount2(&host.dir, MntFlags::MNT_DETACH).is_err() {
+                    eprintln!("left mounted: {}", host.dir.display());
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A meeting point of threads that fails instead of waiting for ever when one of them is gone.
+pub struct Gate {
+    expected: usize,
+    arrived: AtomicUsize,
+}
+
+impl Gate {
+    pub fn new(expected: usize) -> Gate {
+        Gate { expected, arrived: AtomicUsize::new(0) }
+    }
+
+    /// Goes on when everybody came here as often as the caller.
+    pub fn meet(&self) {
+        let turn = self.arrived.fetch_add(1, Ordering::AcqRel) / self.expected + 1;
+        let start = Instant::now();
+        let mut spins = 0;
+        while self.arrived.load(Ordering::Acquire) < turn * self.expected {
+            assert!(start.elapsed() < PATIENCE, "another thread did not come");
+            spins += 1;
+            if spins > 100 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Every host must have had its share of successes: a phase in which one always failed tested nothing.
+pub fn demand_success(phase: &str, counts: &[u64]) {
+    assert!(counts.iter().all(|n| *n > 0), "{phase}: successes per host {counts:?}");
+}
+
+/// The system's number of an error.
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.expect_err("must fail").raw_os_error().expect("an error of the system")
+}

@@ -1,0 +1,170 @@
+//! Directories that move, come and go while others use them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::harness::{Cluster, Gate, demand_success, errno, rounds};
+use super::names::{listing, names_in};
+
+on_every_device! {
+    2 hosts: no_circles;
+    3 hosts: into_vanishing_directories;
+    2 hosts: moved_trees_are_found;
+}
+
+fn tree(dir: &Path, depth: usize, into: &mut BTreeSet<String>) {
+    assert!(depth < 20, "the directories go round in a circle at {}", dir.display());
+    for name in names_in(dir) {
+        let path = dir.join(&name);
+        into.insert(name);
+        if fs::symlink_metadata(&path).expect("stat").is_dir() {
+            tree(&path, depth + 1, into);
+        }
+    }
+}
+
+/// Two hosts move two directories into each other: never both, and nothing leaves the tree.
+fn no_circles(cluster: &Cluster) {
+    let all: BTreeSet<String> = ["a", "b", "c", "d"].map(str::to_owned).into();
+    for path in ["a", "a/b", "c", "c/d"] {
+        fs::create_dir(cluster.dir(0).join(path)).expect("mkdir");
+    }
+    let gate = Gate::new(2);
+    let wins = cluster.each(|host, root| {
+        let mut wins = 0;
+        for round in 0..rounds(100) {
+            // Directly below each other, or one further down.
+            let [(from, to), back] = match (host, round % 2) {
+                (0, 0) => [("a", "c/a"), ("c/a", "a")],
+                (_, 0) => [("c", "a/c"), ("a/c", "c")],
+                (0, _) => [("a", "c/d/a"), ("c/d/a", "a")],
+                (_, _) => [("c", "a/b/c"), ("a/b/c", "c")],
+            };
+            gate.meet();
+            let done = fs::rename(root.join(from), root.join(to));
+            if let Err(error) = &done {
+                let errno = error.raw_os_error().unwrap_or(0);
+                assert!([libc::ENOENT, libc::EINVAL, libc::ELOOP].contains(&errno), "{error}");
+            }
+            gate.meet();
+            let mut seen = BTreeSet::new();
+            tree(root, 0, &mut seen);
+            assert_eq!(seen, all, "host {host} round {round}");
+            gate.meet();
+            if done.is_ok() {
+                wins += 1;
+                fs::rename(root.join(back.0), root.join(back.1)).expect("back again");
+            }
+            gate.meet();
+            assert_eq!(names_in(root).len(), 2);
+            gate.meet();
+        }
+        wins
+    });
+    println!("wins {wins:?}");
+    demand_success("move", &wins);
+    assert!(wins.iter().sum::<u64>() == rounds(100), "one each round: {wins:?}");
+    for host in &cluster.hosts {
+        let links = |path: &str| fs::metadata(host.dir.join(path)).expect("stat").nlink();
+        assert_eq!((links("."), links("a"), links("c"), links("a/b")), (4, 3, 3, 2));
+    }
+}
+
+/// One host makes and removes a directory, the others move and create files into it: a file is in one place
+/// or the other, and a directory that is gone takes nothing with it.
+fn into_vanishing_directories(cluster: &Cluster) {
+    let stop = AtomicBool::new(false);
+    let (moved, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let counts = cluster.each(|host, root| {
+        let dir = root.join("dir");
+        let mut count = 0;
+        if host == 0 {
+            // A directory may be removed by its maker just then.
+            let take_out = |name: &str| match fs::rename(dir.join(name), root.join(name)) {
+                Ok(()) => {}
+                error => assert_eq!((errno(error), &name[..3]), (libc::ENOENT, "sub")),
+            };
+            for _ in 0..rounds(150) {
+                fs::create_dir(&dir).expect("mkdir");
+                // Long enough for the others to notice, now and then.
+                std::thread::sleep(std::time::Duration::from_micros(500 * (count % 8)));
+                for name in listing(&dir) {
+                    take_out(&name);
+                }
+                loop {
+                    match fs::remove_dir(&dir) {
+                        Ok(()) => break,
+                        Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOTEMPTY)),
+                    }
+                    for name in listing(&dir) {
+                        take_out(&name);
+                    }
+                }
+                count += 1;
+            }
+            stop.store(true, Ordering::Release);
+            return count;
+        }
+        let name = format!("file-{host}");
+        File::create(root.join(&name)).expect("create");
+        while !stop.load(Ordering::Acquire) {
+            match fs::rename(root.join(&name), dir.join(&name)) {
+                Ok(()) => {
+                    count += 1;
+                    moved.fetch_add(1, Ordering::Relaxed);
+                }
+                error => {
+                    assert_eq!(errno(error), libc::ENOENT);
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            match fs::create_dir(dir.join(format!("sub-{host}"))) {
+                Ok(()) => match fs::remove_dir(dir.join(format!("sub-{host}"))) {
+                    Ok(()) => {}
+                    // It was moved out as everything is.
+                    Err(e) => {
+                        assert_eq!(e.raw_os_error(), Some(libc::ENOENT));
+                        let _ = fs::remove_dir(root.join(format!("sub-{host}")));
+                    }
+                },
+                Err(e) => assert!(
+                    [Some(libc::ENOENT), Some(libc::EEXIST)].contains(&e.raw_os_error()),
+                    "mkdir in a vanishing directory: {e}"
+                ),
+            }
+        }
+        count
+    });
+    println!("rounds and moves {counts:?}, refused {refused:?}");
+    demand_success("vanishing directories", &counts);
+    let wanted: BTreeSet<String> = ["file-1", "file-2"].map(str::to_owned).into();
+    for host in &cluster.hosts {
+        for sub in ["sub-1", "sub-2"] {
+            let _ = fs::remove_dir(host.dir.join(sub));
+        }
+        assert_eq!(names_in(&host.dir), wanted);
+        assert_eq!(fs::metadata(&host.dir).expect("stat").nlink(), 2, "links of the root");
+    }
+}
+
+/// A tree moved by one host is used under its new path by the other at once, through open directories, too.
+fn moved_trees_are_found(cluster: &Cluster) {
+    let (a, b) = (cluster.dir(0), cluster.dir(1));
+    fs::create_dir_all(a.join("p0/x/y")).expect("mkdir");
+    for n in 1..4 {
+        fs::create_dir(a.join(format!("p{n}"))).expect("mkdir");
+    }
+    for round in 0..rounds(60) {
+        let (mover, user) = if round % 2 == 0 { (a, b) } else { (b, a) };
+        let (old, new) = (format!("p{}/x", round % 4), format!("p{}/x", (round + 1) % 4));
+        fs::write(user.join(format!("{old}/y/f")), round.to_string()).expect("under the old path");
+        fs::rename(mover.join(&old), mover.join(&new)).expect("rename");
+        assert_eq!(errno(fs::metadata(user.join(format!("{old}/y/f")))), libc::ENOENT);
+        assert_eq!(fs::read_to_string(user.join(format!("{new}/y/f"))).expect("new path"), round.to_string());
+        let parent = |path: String| fs::metadata(user.join(path)).expect("stat").ino();
+        assert_eq!(parent(format!("{new}/..")), parent(format!("p{}", (round + 1) % 4)));
+    }
+}
