@@ -413,9 +413,14 @@ impl Allocator {
 
     fn freeze(&self, plan: &mut Plan<'_>, chunk: u64, blocks: u16) {
         *self.state.lock().frozen.entry(chunk).or_default() |= blocks;
+        let cluster = self.geometry.cluster_of(BlockNo(chunk * GROUP_BLOCKS));
         let thaw = |state: Arc<Mutex<State>>| {
             move || {
                 let mut state = state.lock();
+                // A cluster that was full is worth another look.
+                if let Some(hint) = cluster.and_then(|cluster| state.hints.get_mut(&cluster)) {
+                    hint.known = false;
+                }
                 if let Some(frozen) = state.frozen.get_mut(&chunk) {
                     *frozen &= !blocks;
                     if *frozen == 0 {
@@ -453,6 +458,7 @@ impl Allocator {
         // Its lock is ours: it can be had again.
         if let Some(hint) = self.state.lock().hints.get_mut(&space.cluster) {
             hint.barren_until = None;
+            hint.known = false;
         }
         Ok(())
     }
