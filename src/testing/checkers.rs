@@ -215,7 +215,7 @@ impl LunObserver for Judge {
             let at = BlockNo(first);
             let place = self.place(&notes, at);
             let swappable = matches!(place, Place::Lock | Place::Slot(_) | Place::Doorbell(_));
-            let aligned = c.offset_bytes % BLOCK_BYTES_U64 == 0;
+            let aligned = c.offset_bytes.is_multiple_of(BLOCK_BYTES_U64);
             assert!(
                 swappable && aligned,
                 "check 1: {} compares and writes at {:#x}, which is no lock, slot or doorbell but {place:?}",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lunfs::fs::api::{FsError, Operations, SetAttributes};
 use lunfs::rt;
-use lunfs::rt::sim::{SimRng, seeds};
+use lunfs::rt::sim::{SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::testing::model::compare::list_all;
 use lunfs::types::InodeNo;
@@ -306,5 +306,29 @@ fn everything_at_once_leaves_one_whole_tree() {
                 assert!(cluster.on(host, |fs| tree(fs, root)) == first, "host {host} sees another tree");
             }
         });
+    }
+}
+
+#[test]
+fn the_same_seed_takes_the_same_way() {
+    for seed in seeds(0..4) {
+        let (formatted, _) = variant(seed);
+        let once = || {
+            let run = Simulation::new(seed).try_run(move || {
+                let cluster = Cluster::start(formatted, 3);
+                cluster.unknown_swaps(seed, 30);
+                let root = cluster.root();
+                let workers: Vec<_> = (0..6)
+                    .map(|number| {
+                        let rng = SimRng::new(seed, number as u64 + 20);
+                        cluster.spawn(number % 3, "busy", move |fs| busy(&*fs, rng, root, 40))
+                    })
+                    .collect();
+                workers.into_iter().for_each(joined);
+                cluster.finish();
+            });
+            run.unwrap_or_else(|failure| panic!("{failure}")).trace_hash
+        };
+        assert_eq!(once(), once(), "a run of seed {seed} can't be seen again");
     }
 }

@@ -44,7 +44,7 @@ impl Judge {
             rule(after.sharers.is_empty(), "exclusive with sharers")?;
         }
         match before.mode {
-            LockMode::Exclusive { owner, .. } if owner == me => self.from_own(me, after),
+            LockMode::Exclusive { owner, .. } if owner == me => self.by_owner(me, after),
             LockMode::Exclusive { owner, .. } => {
                 rule(
                     self.is_settled(owner),
@@ -54,15 +54,15 @@ impl Judge {
                     after.change_counter > before.change_counter,
                     "a tenure whose end was not seen leaves the change counter alone",
                 )?;
-                self.from_nothing(me, after)
+                self.by_taker(me, after)
             }
-            LockMode::Free => self.from_nothing(me, after),
-            LockMode::Shared => self.from_shared(me, before, after),
+            LockMode::Free => self.by_taker(me, after),
+            LockMode::Shared => self.by_sharer(me, before, after),
         }
     }
 
     /// From a lock that holds nobody: only to oneself.
-    fn from_nothing(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
+    fn by_taker(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
         match after.mode {
             LockMode::Exclusive { owner, .. } if owner == me => Ok(()),
             LockMode::Exclusive { .. } => Err("a lock that the host does not hold is given away"),
@@ -72,7 +72,7 @@ impl Judge {
         }
     }
 
-    fn from_own(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
+    fn by_owner(&self, me: Owner, after: &LockRecord) -> Result<(), &'static str> {
         match after.mode {
             LockMode::Exclusive { owner, .. } if owner == me => Ok(()),
             LockMode::Exclusive { owner, .. } if self.ever_lived(owner) => Ok(()),
@@ -87,7 +87,7 @@ impl Judge {
         }
     }
 
-    fn from_shared(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
+    fn by_sharer(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
         let others = before.sharers.without(me.slot);
         match after.mode {
             LockMode::Exclusive { owner, .. } if owner == me => {
