@@ -13,6 +13,7 @@ on_every_device! {
     2 hosts: no_circles;
     3 hosts: into_vanishing_directories;
     2 hosts: moved_trees_are_found;
+    3 hosts: inodes_of_removed_directories;
 }
 
 fn tree(dir: &Path, depth: usize, into: &mut BTreeSet<String>) {
@@ -90,10 +91,10 @@ fn into_vanishing_directories(cluster: &Cluster) {
                     assert!([libc::ENOENT, libc::ESTALE].contains(&errno(error)) && name.starts_with("sub"));
                 }
             };
-            for _ in 0..rounds(150) {
+            for _ in 0..rounds(100) {
                 fs::create_dir(&dir).expect("mkdir");
                 // Long enough for the others to notice, now and then.
-                std::thread::sleep(std::time::Duration::from_micros(500 * (count % 8)));
+                std::thread::sleep(std::time::Duration::from_millis(2 * (count % 8)));
                 for name in listing(&dir) {
                     take_out(&name);
                 }
@@ -172,4 +173,62 @@ fn moved_trees_are_found(cluster: &Cluster) {
         let parent = |path: String| fs::metadata(user.join(path)).expect("stat").ino();
         assert_eq!(parent(format!("{new}/..")), parent(format!("p{}", (round + 1) % 4)));
     }
+}
+
+/// A directory goes and its inode is used again for another one, while a third party is on its way into it:
+/// what it creates must be where it was asked for, or nowhere.
+fn inodes_of_removed_directories(cluster: &Cluster) {
+    let stop = AtomicBool::new(false);
+    let (right, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let end = std::time::Instant::now() + std::time::Duration::from_millis(rounds(2500));
+    cluster.each(|host, root| {
+        let _stop = StopOnPanic(&stop);
+        if host == 0 {
+            while std::time::Instant::now() < end && !stop.load(Ordering::Acquire) {
+                // The target is there for a moment, then its inode becomes one that nobody may enter.
+                fs::create_dir(root.join("target")).expect("mkdir");
+                std::thread::sleep(std::time::Duration::from_micros(1500));
+                let gone = fs::rename(root.join("target"), root.join("old"));
+                gone.expect("rename");
+                loop {
+                    for name in listing(&root.join("old")) {
+                        fs::remove_file(root.join("old").join(name)).expect("unlink");
+                    }
+                    match fs::remove_dir(root.join("old")) {
+                        Ok(()) => break,
+                        Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOTEMPTY)),
+                    }
+                }
+                for n in 0..3 {
+                    let other = root.join(format!("other-{n}"));
+                    fs::create_dir(&other).expect("mkdir");
+                }
+                std::thread::sleep(std::time::Duration::from_micros(500));
+                for n in 0..3 {
+                    let other = root.join(format!("other-{n}"));
+                    assert_eq!(
+                        listing(&other),
+                        Vec::<String>::new(),
+                        "something landed in another directory"
+                    );
+                    fs::remove_dir(&other).expect("rmdir");
+                }
+            }
+            stop.store(true, Ordering::Release);
+            return;
+        }
+        let mut n = 0u64;
+        while !stop.load(Ordering::Acquire) {
+            n += 1;
+            match File::create(root.join(format!("target/{host}-{n}"))) {
+                Ok(_) => right.fetch_add(1, Ordering::Relaxed),
+                Err(e) => {
+                    assert!([libc::ENOENT, libc::ESTALE].map(Some).contains(&e.raw_os_error()), "{e}");
+                    refused.fetch_add(1, Ordering::Relaxed)
+                }
+            };
+        }
+    });
+    println!("{right:?} created, {refused:?} refused");
+    assert!(right.into_inner() > 5 && refused.into_inner() > 5);
 }

@@ -189,7 +189,7 @@ fn listing_under_change(cluster: &Cluster) {
         let mut n = 0u64;
         while !stop.load(Ordering::Acquire) {
             let path = dir.join(format!("passing-{host}-{}", n % 40));
-            if n / 40 % 2 == 0 {
+            if (n / 40).is_multiple_of(2) {
                 File::create(&path).expect("create");
             } else {
                 fs::remove_file(&path).expect("unlink");
@@ -218,8 +218,8 @@ fn links(cluster: &Cluster) {
     let total = 1 + linked.iter().sum::<u64>();
     let ino = fs::metadata(cluster.dir(0).join("target")).expect("stat").ino();
     cluster.each(|_, root| {
-        for host in 0..count {
-            for i in 0..linked[host] {
+        for (host, links) in linked.iter().enumerate() {
+            for i in 0..*links {
                 let meta = fs::metadata(root.join(format!("hard-{host}-{i}"))).expect("stat");
                 assert_eq!((meta.ino(), meta.nlink()), (ino, total));
                 let soft = root.join(format!("soft-{host}-{i}"));

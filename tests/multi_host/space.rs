@@ -68,7 +68,7 @@ fn reserved_and_punched(cluster: &Cluster) {
         let byte = 1 + round as u8 % 200;
         open(theirs).write_all_at(&vec![byte; LEN], 0).expect("write");
         let (from, len) = (100_000 + round * 1111, 300_000);
-        fallocate(&open(mine), punch, from as i64, len as i64).expect("punch");
+        fallocate(open(mine), punch, from as i64, len as i64).expect("punch");
         for path in &paths {
             let bytes = fs::read(path).expect("read");
             assert_eq!(bytes.len(), LEN);
@@ -82,7 +82,7 @@ fn reserved_and_punched(cluster: &Cluster) {
     }
 }
 
-/// Within two beats statfs shows everywhere what was taken and given back anywhere.
+/// Within a commit and a beat statfs shows everywhere what was taken and given back anywhere.
 fn usage_is_true_everywhere(cluster: &Cluster) {
     let usage = |host: usize| {
         let s = statvfs(cluster.dir(host)).expect("statfs");
@@ -97,7 +97,6 @@ fn usage_is_true_everywhere(cluster: &Cluster) {
     };
     agree("at the start");
     let before = usage(0);
-    // Two seconds are two beats; the machine may be slow, so the end is waited for.
     for host in 0..cluster.hosts.len() {
         fs::write(cluster.dir(host).join(format!("f{host}")), vec![7; 10 << 20]).expect("write");
     }

@@ -26,7 +26,7 @@ fn counter_under_lock_files(cluster: &Cluster) {
                 Ok(_) => {
                     let value: u64 = fs::read_to_string(&counter).expect("read").parse().expect("a number");
                     // In place and anew, by turns.
-                    if value % 2 == 0 {
+                    if value.is_multiple_of(2) {
                         let new = root.join(format!("counter-{host}"));
                         fs::write(&new, (value + 1).to_string()).expect("write");
                         fs::rename(&new, &counter).expect("rename");
