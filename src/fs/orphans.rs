@@ -27,7 +27,7 @@ use crate::types::{BLOCK_BYTES, InodeNo, Owner, Slot};
 /// A file of more extents than this is freed in the background.
 const FREE_AT_ONCE: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+const LAST_RETRY: Duration = Duration::from_secs(4);
 
 /// Orphans that this host looks after.
 #[derive(Default)]
