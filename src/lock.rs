@@ -26,7 +26,7 @@ pub use decide::{Held, Sharer, Step, Wanted, decide};
 pub use demand::Demand;
 pub use entry::{Access, Guard, InUse};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -137,8 +137,8 @@ pub struct LockManager {
     /// Epochs are unique over all locks, so that a block cached under a lock that was forgotten in between
     /// is never taken for one of its next epoch.
     next_epoch: AtomicU64,
-    /// A thread tells somebody that an inode is not open here.
-    telling: AtomicBool,
+    /// Locks of inodes of which a thread is telling somebody that they are not open here.
+    telling: Mutex<BTreeSet<BlockNo>>,
     pub stats: LockStats,
 }
 
@@ -177,7 +177,7 @@ impl LockManager {
             shards: Default::default(),
             steward: OnceLock::new(),
             next_epoch: AtomicU64::new(1),
-            telling: AtomicBool::new(false),
+            telling: Mutex::new(BTreeSet::new()),
             stats: LockStats::default(),
         });
         this.demand.set_sink(Arc::downgrade(&this));

@@ -66,9 +66,14 @@ impl LockManager {
     /// Somebody wants to free an inode and asks whether it is still open here. Whoever takes the lock and
     /// gives it away again says so in the same swap.
     fn look_at_opener(self: Arc<Self>, lock: BlockNo) {
-        let Some(kind) = self.steward().and_then(|s| s.kind_of(lock)) else { return };
-        let id = LockId { kind, at: lock };
-        if self.steward().is_none_or(|s| s.usage(id).open) || self.telling.swap(true, Ordering::AcqRel) {
+        let id = match self.known(lock) {
+            Some(entry) => entry.id,
+            None => match self.steward().and_then(|s| s.kind_of(lock)) {
+                Some(kind) => LockId { kind, at: lock },
+                None => return,
+            },
+        };
+        if self.steward().is_none_or(|s| s.usage(id).open) || !self.telling.lock().insert(lock) {
             return;
         }
         rt::spawn("openers", move || {
@@ -80,7 +85,7 @@ impl LockManager {
                     self.acquire(id, Mode::Exclusive, Access::Read, &Patience::endless()).map(drop)
                 },
             );
-            self.telling.store(false, Ordering::Release);
+            self.telling.lock().remove(&lock);
             if let Err(e) = told {
                 log::debug!("telling that inode lock {} is not open here: {e}", id.at);
             }
