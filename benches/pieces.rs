@@ -19,7 +19,7 @@ use lunfs::volume::{MountOptions, Volume};
 const SIZE_BYTES: u64 = 4 << 30;
 
 fn cx() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None }
+    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None, meant: Default::default() }
 }
 
 fn mount(device: Arc<dyn BlockDevice>, n: u8) -> Arc<Volume> {

@@ -27,7 +27,14 @@ use lunfs::volume::{MountOptions, Volume};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn cx() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: std::process::id(), may_wait: true, interrupt: None }
+    OpContext {
+        uid: 0,
+        gid: 0,
+        pid: std::process::id(),
+        may_wait: true,
+        interrupt: None,
+        meant: Default::default(),
+    }
 }
 
 fn mount(device: Arc<dyn BlockDevice>, name: &str, number: u8) -> Result<Arc<Volume>> {

@@ -22,7 +22,7 @@ use rand::{Rng, SeedableRng};
 const BLOCK: u64 = 4096;
 
 fn cx() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None }
+    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None, meant: Default::default() }
 }
 
 /// A context whose waits end after a while: a harmed lock may name a host that is dead.

@@ -8,7 +8,7 @@ use lunfs::volume::*;
 use std::sync::Arc;
 
 fn cx() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None }
+    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None, meant: Default::default() }
 }
 
 fn host(name: &str, n: u8) -> HostIdentity {

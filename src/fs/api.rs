@@ -23,6 +23,29 @@ pub struct OpContext {
     pub may_wait: bool,
     /// Set by the caller when the requester gave up (a signal); waits end with [`FsError::Interrupted`].
     pub interrupt: Option<std::sync::Arc<std::sync::atomic::AtomicBool>>,
+    pub meant: Meant,
+}
+
+/// Which lives of inodes the asker means, where it learnt of them earlier. An inode's number is used anew
+/// when its file is gone; an operation on another life than the one meant ends with [`FsError::Stale`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meant {
+    lives: [Option<(InodeNo, u32)>; 2],
+}
+
+impl Meant {
+    /// The inode of this generation. An operation names two inodes at most.
+    pub fn add(&mut self, ino: InodeNo, generation: u32) {
+        match self.lives.iter_mut().find(|life| life.is_none()) {
+            Some(free) => *free = Some((ino, generation)),
+            None => debug_assert!(false, "an operation on three inodes"),
+        }
+    }
+
+    /// Does the asker mean another life of this inode?
+    pub fn is_another(&self, ino: InodeNo, generation: u32) -> bool {
+        self.lives.iter().flatten().any(|life| life.0 == ino && life.1 != generation)
+    }
 }
 
 /// Why an operation failed. One errno each, in [`FsError::errno`].
@@ -176,6 +199,8 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
     pub ino: InodeNo,
+    /// Zero where it is not known (the entry "..").
+    pub generation: u32,
     /// Position after this entry; stays valid while others insert and delete.
     pub cookie: u64,
     /// d_type of readdir(3): the file type bits of `mode` shifted right by 12.

@@ -402,29 +402,30 @@ impl Fs {
             let kind = (libc::S_IFDIR >> 12) as u8;
             let mut list = Vec::new();
             let mut room = max_bytes;
-            let mut push = |list: &mut Vec<DirEntry>, ino, cookie, kind, name: &[u8]| {
+            let mut push = |list: &mut Vec<DirEntry>, (ino, generation), cookie, kind, name: &[u8]| {
                 let cost = 32 + name.len();
                 if cost > room && !list.is_empty() {
                     return ControlFlow::Break(());
                 }
                 room = room.saturating_sub(cost);
-                list.push(DirEntry { ino, cookie, kind, name: name.to_vec(), attributes: None });
+                list.push(DirEntry { ino, generation, cookie, kind, name: name.to_vec(), attributes: None });
                 ControlFlow::Continue(())
             };
             let mut full = false;
             if cookie < 1 {
-                full |= push(&mut list, dir, 1, kind, b".").is_break();
+                full |= push(&mut list, (dir, body.generation.get()), 1, kind, b".").is_break();
             }
             if cookie < 2 && !full {
                 let parent = if dir == self.geometry.root() { dir } else { InodeNo(body.parent.get()) };
-                full |= push(&mut list, parent, 2, kind, b"..").is_break();
+                full |= push(&mut list, (parent, 0), 2, kind, b"..").is_break();
             }
             if !full {
                 let tree = self.dir_tree(dir);
                 let after = if cookie <= 2 { 0 } else { cookie };
                 op.look(&guard, dir, |nodes, root| {
                     tree.list(nodes, root, after, |item| {
-                        push(&mut list, item.target.ino, item.key, item.target.kind, item.name)
+                        let DirTarget { ino, generation, kind } = item.target;
+                        push(&mut list, (ino, generation), item.key, kind, item.name)
                     })
                 })?;
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use zerocopy::little_endian::U64;
 
-use super::api::{Answer, FsError, FsResult, Hold, OpContext};
+use super::api::{Answer, FsError, FsResult, Hold, Meant, OpContext};
 use super::{Fs, LONG};
 use crate::alloc::{AllocError, Need, Space};
 use crate::layout::geometry::lock_of_inode;
@@ -121,6 +121,7 @@ pub(super) struct Op<'f> {
     pub fs: &'f Fs,
     pub patience: Patience,
     pub plan: Plan<'f>,
+    meant: Meant,
     needs: Needs,
     guards: BTreeMap<InodeNo, Arc<Guard>>,
     spaces: BTreeMap<u64, Arc<Space>>,
@@ -145,7 +146,7 @@ impl Fs {
         let mut needs = needs;
         let mut settled = false;
         loop {
-            let mut op = Op::begin(self, patience_of(cx), needs)?;
+            let mut op = Op::begin(self, cx, needs)?;
             match body(&mut op) {
                 Ok(value) => {
                     let Op { plan, guards, spaces, rename, .. } = op;
@@ -176,7 +177,8 @@ impl Fs {
 }
 
 impl<'f> Op<'f> {
-    fn begin(fs: &'f Fs, patience: Patience, needs: Needs) -> FsResult<Self> {
+    fn begin(fs: &'f Fs, cx: &OpContext, needs: Needs) -> FsResult<Self> {
+        let patience = patience_of(cx);
         let rename = match needs.rename {
             true => {
                 let id = LockId { kind: LockKind::Rename, at: fs.geometry.rename_lock() };
@@ -187,6 +189,7 @@ impl<'f> Op<'f> {
         let mut op = Op {
             fs,
             plan: fs.store.plan(),
+            meant: cx.meant,
             patience,
             needs,
             guards: BTreeMap::new(),
@@ -298,11 +301,11 @@ impl<'f> Op<'f> {
         }
     }
 
-    /// The body of an inode that exists.
+    /// The body of an inode that exists, in the life that the asker means.
     pub fn body(&mut self, guard: &Guard, ino: InodeNo) -> OpResult<Arc<Block>> {
         let block = self.plan.read(guard, ino.body(), Magic::Inode)?;
         let body = InodeDisk::of(&block);
-        if body.form() == Form::Free {
+        if body.form() == Form::Free || self.meant.is_another(ino, body.generation.get()) {
             return Err(FsError::Stale.into());
         }
         if body.form() == Form::Inline && body.size.get() > CONTENT_BYTES as u64 {

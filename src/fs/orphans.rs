@@ -64,7 +64,14 @@ fn name_of(ino: InodeNo) -> Vec<u8> {
 impl Fs {
     /// Nobody in particular asks, and waits end when the host leaves.
     fn background(&self) -> OpContext {
-        OpContext { uid: 0, gid: 0, pid: 0, may_wait: true, interrupt: Some(self.stopping.clone()) }
+        OpContext {
+            uid: 0,
+            gid: 0,
+            pid: 0,
+            may_wait: true,
+            interrupt: Some(self.stopping.clone()),
+            meant: Default::default(),
+        }
     }
 
     /// One name fewer. The last one gone: the inode is freed, or becomes an orphan, which is returned.

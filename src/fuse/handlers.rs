@@ -31,7 +31,7 @@ use super::reply::{EntryReply, Listing, ListingEntry, OpenReply, Reply, Responde
 use super::request::{Call, Caller, NodeId, Request};
 use super::workers::WorkerPool;
 use crate::fs::api::{
-    Answer, Attributes, DirEntry, FileHandle, FsError, FsResult, Hold, OpContext, Opened, Operations,
+    Answer, Attributes, DirEntry, FileHandle, FsError, FsResult, Hold, Meant, OpContext, Opened, Operations,
     SetAttributes,
 };
 use crate::types::InodeNo;
@@ -136,7 +136,16 @@ impl Handlers {
     }
 
     fn ino(&self, node: NodeId) -> InodeNo {
-        if node == NodeId::ROOT { self.root } else { InodeNo(node.0) }
+        if node == NodeId::ROOT { self.root } else { node.inode() }
+    }
+
+    /// The inode that the kernel means; the operation is to refuse another life of it.
+    fn means(&self, cx: &mut OpContext, node: NodeId) -> FsResult<InodeNo> {
+        let (ino, generation) = self.nodes.meaning(node).ok_or(FsError::Stale)?;
+        if let Some(generation) = generation {
+            cx.meant.add(ino, generation);
+        }
+        Ok(ino)
     }
 
     /// A bug in an operation must cost its caller an error and the mount its service, not a thread that
@@ -156,7 +165,7 @@ impl Handlers {
 
     fn perform(&self, request: &Request<'_>, may_wait: bool) -> Outcome {
         self.guarded(|| {
-            let outcome = self.dispatch(&self.context(request.caller, may_wait), &request.call);
+            let outcome = self.dispatch(self.context(request.caller, may_wait), &request.call);
             match outcome {
                 Err(FsError::WouldWait) if may_wait => {
                     log::error!("an operation refused to wait where it may: {:?}", request.call);
@@ -170,67 +179,94 @@ impl Handlers {
     fn context(&self, caller: Caller, may_wait: bool) -> OpContext {
         // The transport's library refuses INTERRUPT, so only the end of the mount interrupts a wait.
         let interrupt = may_wait.then(|| self.ending.clone());
-        OpContext { uid: caller.uid, gid: caller.gid, pid: caller.pid, may_wait, interrupt }
+        OpContext {
+            uid: caller.uid,
+            gid: caller.gid,
+            pid: caller.pid,
+            may_wait,
+            interrupt,
+            meant: Meant::default(),
+        }
     }
 
-    fn dispatch(&self, cx: &OpContext, call: &Call<'_>) -> Outcome {
+    fn dispatch(&self, mut cx: OpContext, call: &Call<'_>) -> Outcome {
         let ops = &*self.operations;
+        let cx = &mut cx;
         match call {
             Call::Lookup { parent, name } => {
                 check_name(name)?;
-                Ok(self.entry(ops.lookup(cx, self.ino(*parent), name)?))
+                let parent = self.means(cx, *parent)?;
+                self.entry(ops.lookup(cx, parent, name)?)
             }
-            Call::GetAttributes { node } => Ok(attributes(ops.getattr(cx, self.ino(*node))?)),
-            Call::SetAttributes { node, set } => Ok(attributes(ops.setattr(cx, self.ino(*node), set)?)),
+            Call::GetAttributes { node } => {
+                let ino = self.means(cx, *node)?;
+                Ok(attributes(*node, ops.getattr(cx, ino)?))
+            }
+            Call::SetAttributes { node, set } => {
+                let ino = self.means(cx, *node)?;
+                Ok(attributes(*node, ops.setattr(cx, ino, set)?))
+            }
             Call::ReadLink { node } => {
-                let answer = ops.readlink(cx, self.ino(*node))?;
+                let ino = self.means(cx, *node)?;
+                let answer = ops.readlink(cx, ino)?;
                 Ok((Reply::Target(answer.value), answer.hold))
             }
             Call::MakeNode { parent, name, mode, rdev } => {
                 check_name(name)?;
-                Ok(self.entry(ops.mknod(cx, self.ino(*parent), name, *mode, *rdev)?))
+                let parent = self.means(cx, *parent)?;
+                self.entry(ops.mknod(cx, parent, name, *mode, *rdev)?)
             }
             Call::MakeDirectory { parent, name, mode } => {
                 check_name(name)?;
-                Ok(self.entry(ops.mkdir(cx, self.ino(*parent), name, *mode)?))
+                let parent = self.means(cx, *parent)?;
+                self.entry(ops.mkdir(cx, parent, name, *mode)?)
             }
             Call::MakeSymlink { parent, name, target } => {
                 check_name(name)?;
-                Ok(self.entry(ops.symlink(cx, self.ino(*parent), name, target)?))
+                let parent = self.means(cx, *parent)?;
+                self.entry(ops.symlink(cx, parent, name, target)?)
             }
             Call::Link { node, new_parent, new_name } => {
                 check_name(new_name)?;
-                Ok(self.entry(ops.link(cx, self.ino(*node), self.ino(*new_parent), new_name)?))
+                let (ino, parent) = (self.means(cx, *node)?, self.means(cx, *new_parent)?);
+                self.entry(ops.link(cx, ino, parent, new_name)?)
             }
             Call::Unlink { parent, name } => {
                 check_name(name)?;
-                Ok(done(ops.unlink(cx, self.ino(*parent), name)?))
+                let parent = self.means(cx, *parent)?;
+                Ok(done(ops.unlink(cx, parent, name)?))
             }
             Call::RemoveDirectory { parent, name } => {
                 check_name(name)?;
-                Ok(done(ops.rmdir(cx, self.ino(*parent), name)?))
+                let parent = self.means(cx, *parent)?;
+                Ok(done(ops.rmdir(cx, parent, name)?))
             }
             Call::Rename { parent, name, new_parent, new_name, flags } => {
                 check_name(name)?;
                 check_name(new_name)?;
-                let (from, to) = (self.ino(*parent), self.ino(*new_parent));
+                let (from, to) = (self.means(cx, *parent)?, self.means(cx, *new_parent)?);
                 Ok(done(ops.rename(cx, from, name, to, new_name, *flags)?))
             }
-            Call::Open { node, flags } => self.open(cx, self.ino(*node), *flags),
+            Call::Open { node, flags } => {
+                let ino = self.means(cx, *node)?;
+                self.open(cx, ino, *flags)
+            }
             Call::Create { parent, name, mode, flags } => {
                 check_name(name)?;
-                let answer = ops.create(cx, self.ino(*parent), name, *mode, *flags)?;
+                let parent = self.means(cx, *parent)?;
+                let answer = ops.create(cx, parent, name, *mode, *flags)?;
                 let (attributes, opened) = answer.value;
                 let (reply, hold) = self.opened(opened, *flags, answer.hold);
-                let entry = self.entry_reply(attributes, answer.valid_for);
+                let entry = self.entry_reply(attributes, answer.valid_for)?;
                 Ok((Reply::Created(entry, reply), hold))
             }
             Call::Read { node, handle, offset, len } => {
-                let answer = ops.read(cx, self.ino(*node), Some(*handle), *offset, *len)?;
+                let ino = self.means(cx, *node)?;
+                let answer = ops.read(cx, ino, Some(*handle), *offset, *len)?;
                 Ok((Reply::Data(answer.value), answer.hold))
             }
             Call::Write { node, handle, offset, data, append, drop_privileges, durable } => {
-                let ino = self.ino(*node);
+                let ino = self.means(cx, *node)?;
                 if *drop_privileges {
                     self.drop_privilege_bits(cx, ino)?;
                 }
@@ -248,18 +284,24 @@ impl Handlers {
             }
             Call::Sync { node, data_only } => Ok(done(ops.fsync(cx, self.ino(*node), *data_only)?)),
             Call::Allocate { node, handle, offset, len, mode } => {
-                Ok(done(ops.fallocate(cx, self.ino(*node), Some(*handle), *offset, *len, *mode)?))
+                let ino = self.means(cx, *node)?;
+                Ok(done(ops.fallocate(cx, ino, Some(*handle), *offset, *len, *mode)?))
             }
             Call::Seek { node, offset, whence } => {
-                let answer = ops.lseek(cx, self.ino(*node), *offset, *whence)?;
+                let ino = self.means(cx, *node)?;
+                let answer = ops.lseek(cx, ino, *offset, *whence)?;
                 Ok((Reply::Offset(answer.value), answer.hold))
             }
             Call::OpenDirectory { node } => {
-                let answer = ops.opendir(cx, self.ino(*node))?;
+                let ino = self.means(cx, *node)?;
+                let answer = ops.opendir(cx, ino)?;
                 let open = OpenReply { handle: answer.value, direct_io: false, keep_cache: false };
                 Ok((Reply::Opened(open), answer.hold))
             }
-            Call::ReadDirectory { node, cookie, plus } => self.listing(cx, self.ino(*node), *cookie, *plus),
+            Call::ReadDirectory { node, cookie, plus } => {
+                let ino = self.means(cx, *node)?;
+                self.listing(cx, ino, *cookie, *plus)
+            }
             Call::ReleaseDirectory { node, handle } => {
                 ops.releasedir(self.ino(*node), *handle);
                 Ok((Reply::Done, Vec::new()))
@@ -274,14 +316,13 @@ impl Handlers {
     }
 
     /// Counts the reference that this entry gives to the kernel.
-    fn entry_reply(&self, attributes: Attributes, valid_for: Duration) -> EntryReply {
-        let node = if attributes.ino == self.root { NodeId::ROOT } else { NodeId(attributes.ino.0) };
-        self.nodes.looked_up(node);
-        EntryReply { node, attributes, valid: self.validity(valid_for) }
+    fn entry_reply(&self, attributes: Attributes, valid_for: Duration) -> FsResult<EntryReply> {
+        let node = self.nodes.looked_up(attributes.ino, attributes.generation).ok_or(FsError::Stale)?;
+        Ok(EntryReply { node, attributes, valid: self.validity(valid_for) })
     }
 
-    fn entry(&self, answer: Answer<Attributes>) -> (Reply, Holds) {
-        (Reply::Entry(self.entry_reply(answer.value, answer.valid_for)), answer.hold)
+    fn entry(&self, answer: Answer<Attributes>) -> Outcome {
+        Ok((Reply::Entry(self.entry_reply(answer.value, answer.valid_for)?), answer.hold))
     }
 
     fn open(&self, cx: &OpContext, ino: InodeNo, flags: i32) -> Outcome {
@@ -422,8 +463,9 @@ fn check_name(name: &[u8]) -> FsResult<()> {
     if name.len() > MAX_NAME_BYTES { Err(FsError::NameTooLong) } else { Ok(()) }
 }
 
-fn attributes(answer: Answer<Attributes>) -> (Reply, Holds) {
-    (Reply::Attributes { attributes: answer.value, valid_for: answer.valid_for }, answer.hold)
+fn attributes(node: NodeId, answer: Answer<Attributes>) -> (Reply, Holds) {
+    let Answer { value: attributes, valid_for, hold } = answer;
+    (Reply::Attributes { node, attributes, valid_for }, hold)
 }
 
 fn done(answer: Answer<()>) -> (Reply, Holds) {

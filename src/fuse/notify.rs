@@ -82,7 +82,6 @@ impl Drop for ServingMark {
 /// Sends notifications for one mount.
 pub struct Notifier {
     device: OwnedFd,
-    root: InodeNo,
     nodes: Arc<NodeTable>,
     /// Set once INIT was answered.
     inc_epoch: OnceLock<bool>,
@@ -94,10 +93,9 @@ pub struct Notifier {
 
 impl Notifier {
     /// `device` is a duplicate of the mount's /dev/fuse descriptor.
-    pub(crate) fn new(device: OwnedFd, root: InodeNo, nodes: Arc<NodeTable>) -> Notifier {
+    pub(crate) fn new(device: OwnedFd, nodes: Arc<NodeTable>) -> Notifier {
         Notifier {
             device,
-            root,
             nodes,
             inc_epoch: OnceLock::new(),
             abort: OnceLock::new(),
@@ -122,8 +120,11 @@ impl Notifier {
         self.silenced.load(Ordering::Acquire)
     }
 
-    fn node(&self, ino: InodeNo) -> NodeId {
-        if ino == self.root { NodeId::ROOT } else { NodeId(ino.0) }
+    /// Whatever lives of the inode the kernel knows.
+    fn send_inval_all(&self, what: &str, ino: InodeNo, offset: i64) {
+        for node in self.nodes.of_inode(ino) {
+            self.report(what, ino, self.send_inval(node, offset));
+        }
     }
 
     /// One message. An inode or name that the kernel doesn't know is no error.
@@ -164,7 +165,7 @@ impl Notifier {
 
     /// The kernel's attributes of the inode, not its pages. Waits for nothing, so a serving thread may.
     pub fn forget_attributes(&self, ino: InodeNo) {
-        self.report("attributes of", ino, self.send_inval(self.node(ino), -1));
+        self.send_inval_all("attributes of", ino, -1);
     }
 
     fn report(&self, what: &str, ino: InodeNo, outcome: io::Result<()>) {
@@ -187,7 +188,7 @@ fn assert_not_serving(what: &str) {
 impl KernelCaches for Notifier {
     fn forget_inode(&self, ino: InodeNo) {
         assert_not_serving("forget_inode");
-        self.report("pages of", ino, self.send_inval(self.node(ino), 0));
+        self.send_inval_all("pages of", ino, 0);
     }
 
     fn forget_names(&self, directory: InodeNo) {
@@ -195,7 +196,7 @@ impl KernelCaches for Notifier {
         if self.inc_epoch.get().copied().unwrap_or(false) {
             self.report("names in", directory, self.send_inc_epoch());
         }
-        self.report("directory", directory, self.send_inval(self.node(directory), 0));
+        self.send_inval_all("directory", directory, 0);
     }
 
     fn silence(&self) {

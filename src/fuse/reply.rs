@@ -49,13 +49,31 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// To be called by the transport for each entry that goes out with a node, *before* the reply is
-    /// sent: the kernel may forget it the moment it has it.
-    pub fn sent(&self, entry: &DirEntry) {
-        if self.plus && !is_dot(&entry.name) {
-            self.nodes.looked_up(NodeId(entry.ino.0));
+    /// The node of an entry that goes out with its attributes, with one more reference: to be called *before*
+    /// the reply is sent, since the kernel may forget it the moment it has it. `None`: nothing is counted.
+    pub fn refer(&self, entry: &DirEntry) -> Option<NodeId> {
+        let counts = self.plus && !is_dot(&entry.name);
+        counts.then(|| self.nodes.looked_up(entry.ino, generation(entry))).flatten()
+    }
+
+    /// The entry did not fit and does not go out.
+    pub fn left_out(&self, node: NodeId) {
+        self.nodes.forgotten(node, 1);
+    }
+
+    /// The number of the entry's inode in a listing without attributes.
+    pub fn number(&self, entry: &DirEntry) -> u64 {
+        let known = || self.nodes.of_inode(entry.ino).last().map(|node| node.number(entry.ino));
+        match generation(entry) {
+            // The directory above: the kernel knows it.
+            0 => known().unwrap_or(entry.ino.0),
+            generation => NodeId::of(entry.ino, generation).number(entry.ino),
         }
     }
+}
+
+fn generation(entry: &DirEntry) -> u32 {
+    entry.attributes.map_or(entry.generation, |attributes| attributes.generation)
 }
 
 /// "." and "..", which the kernel never refers to by a listing.
@@ -69,6 +87,7 @@ pub enum Reply {
     Done,
     Entry(EntryReply),
     Attributes {
+        node: NodeId,
         attributes: Attributes,
         valid_for: Duration,
     },

@@ -92,8 +92,7 @@ impl Session {
         operations: Arc<dyn Operations>,
         events: EndEvents,
     ) -> io::Result<Session> {
-        let nodes = Arc::new(NodeTable::default());
-        let root = operations.root();
+        let nodes = Arc::new(NodeTable::new(operations.root()));
         let ended = std::sync::Mutex::new(events.sender());
         let on_panic = Box::new(move |what: String| {
             if let Ok(sender) = ended.lock() {
@@ -115,7 +114,7 @@ impl Session {
             Some(entry) if entry.is_lunfs() => entry.device,
             _ => return Err(io::Error::other("the new mount was taken away at once")),
         };
-        let notifier = Arc::new(Notifier::new(device_fd, root, nodes));
+        let notifier = Arc::new(Notifier::new(device_fd, nodes));
         match AbortSwitch::open(device.1) {
             Ok(switch) => notifier.set_abort_switch(switch),
             Err(error) => log::warn!("no abort switch for the mount ({error}); force is the way then"),

@@ -44,7 +44,7 @@ use crate::volume::{MountError, MountOptions, Volume};
 
 /// The context of an operation that may wait as long as it takes.
 pub fn cx() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None }
+    OpContext { uid: 0, gid: 0, pid: 1, may_wait: true, interrupt: None, meant: Default::default() }
 }
 
 /// Bytes of a formatted LUN, and what it is like.

@@ -102,5 +102,5 @@ impl MemVolume {
 
 /// Who changes things behind the kernel's back.
 fn behind() -> OpContext {
-    OpContext { uid: 0, gid: 0, pid: 0, may_wait: true, interrupt: None }
+    OpContext { uid: 0, gid: 0, pid: 0, may_wait: true, interrupt: None, meant: Default::default() }
 }

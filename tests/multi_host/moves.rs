@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,6 +14,7 @@ on_every_device! {
     3 hosts: into_vanishing_directories;
     2 hosts: moved_trees_are_found;
     3 hosts: inodes_of_removed_directories;
+    2 hosts: directories_seen_earlier;
 }
 
 fn tree(dir: &Path, depth: usize, into: &mut BTreeSet<String>) {
@@ -231,4 +232,44 @@ fn inodes_of_removed_directories(cluster: &Cluster) {
     });
     println!("{right:?} created, {refused:?} refused");
     assert!(right.into_inner() > 5 && refused.into_inner() > 5);
+}
+
+/// A directory that a host's kernel refers to is removed by the other host, and its inode becomes another
+/// directory: what the first host makes in the old one must not land in the new one.
+fn directories_seen_earlier(cluster: &Cluster) {
+    use std::os::fd::AsRawFd;
+    let [a, b] = [cluster.dir(0), cluster.dir(1)];
+    for round in 0..3 {
+        fs::create_dir(a.join("old")).expect("mkdir");
+        // No open file as LunFS sees it; only the kernel keeps the directory in mind.
+        let kept = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(b.join("old"))
+            .expect("open for the path only");
+        let inode = |path: &Path| fs::metadata(path).expect("stat").ino() & ((1 << 48) - 1);
+        let old = inode(&a.join("old"));
+        fs::remove_dir(a.join("old")).expect("rmdir");
+        let again = (0..2000).map(|n| a.join(format!("new-{round}-{n}"))).find(|path| {
+            fs::create_dir(path).expect("mkdir");
+            inode(path) == old
+        });
+        let again = again.expect("the inode is used anew");
+        let through = Path::new("/proc/self/fd").join(kept.as_raw_fd().to_string());
+        let errno =
+            |result: std::io::Result<()>| result.expect_err("made in a removed directory").raw_os_error();
+        let gone = [Some(libc::ENOENT), Some(libc::ESTALE)];
+        assert!(gone.contains(&errno(File::create(through.join("file")).map(drop))));
+        assert!(gone.contains(&errno(fs::create_dir(through.join("dir")))));
+        assert!(
+            gone.contains(&errno(fs::rename(b.join(again.file_name().expect("a name")), through.join("x"))))
+        );
+        assert!(gone.contains(&errno(fs::set_permissions(&through, fs::Permissions::from_mode(0o700)))));
+        // And the new one works on both hosts.
+        assert_eq!(listing(&again), Vec::<String>::new());
+        let seen = b.join(again.file_name().expect("a name"));
+        assert_eq!(inode(&seen), old);
+        File::create(seen.join("here")).expect("create");
+        assert_eq!(listing(&again), ["here"]);
+    }
 }

@@ -40,8 +40,8 @@ impl Responder for To {
                 }
                 None => to.error(Errno::EIO),
             },
-            (To::Attr(to), Reply::Attributes { attributes, valid_for }) => {
-                match file_attr(&attributes, attributes.ino.0) {
+            (To::Attr(to), Reply::Attributes { node, attributes, valid_for }) => {
+                match file_attr(&attributes, node.number(attributes.ino)) {
                     Some(attr) => to.attr(&valid_for, &attr),
                     None => to.error(Errno::EIO),
                 }
@@ -98,9 +98,9 @@ fn send_usage(to: ReplyStatfs, usage: &VolumeUsage) {
 
 fn send_listing(mut to: ReplyDirectory, listing: &Listing) {
     for line in &listing.entries {
-        let DirEntry { ino, cookie, kind, name, .. } = &line.entry;
+        let DirEntry { cookie, kind, name, .. } = &line.entry;
         let Some(kind) = file_type(u32::from(*kind) << 12) else { continue };
-        if to.add(INodeNo(ino.0), *cookie, kind, OsStr::from_bytes(name)) {
+        if to.add(INodeNo(listing.number(&line.entry)), *cookie, kind, OsStr::from_bytes(name)) {
             break;
         }
     }
@@ -114,13 +114,15 @@ fn send_listing_plus(mut to: ReplyDirectoryPlus, listing: &Listing) {
         // The library has one time for both.
         let ttl = valid.min(line.valid.name);
         let attributes = entry.attributes.unwrap_or_else(|| unknown_attributes(entry));
-        let Some(attr) = file_attr(&attributes, entry.ino.0) else { continue };
+        let node = listing.refer(entry);
+        let number = node.map_or_else(|| listing.number(entry), |node| node.0);
+        let Some(attr) = file_attr(&attributes, number) else { continue };
         let generation = Generation(attributes.generation.into());
         let name = OsStr::from_bytes(&entry.name);
-        if to.add(INodeNo(entry.ino.0), entry.cookie, name, &ttl, &attr, generation) {
+        if to.add(INodeNo(number), entry.cookie, name, &ttl, &attr, generation) {
+            node.into_iter().for_each(|node| listing.left_out(node));
             break;
         }
-        listing.sent(entry);
     }
     to.ok();
 }

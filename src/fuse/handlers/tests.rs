@@ -33,7 +33,7 @@ struct Bench {
 
 fn bench(pretend_old: bool) -> Bench {
     let fs = Arc::new(MemFs::new());
-    let nodes = Arc::new(NodeTable::default());
+    let nodes = Arc::new(NodeTable::new(fs.root()));
     let pool = WorkerPool::new(PoolLimits::default());
     let handlers = Arc::new(Handlers::new(fs.clone(), nodes.clone(), pool, Box::new(|_| {})));
     let offered = OfferedFlags { direct_io_mmap: true, ..Default::default() };

@@ -53,6 +53,7 @@ impl State {
             let node = self.nodes.get(&ino);
             entries.push(DirEntry {
                 ino: InodeNo(ino),
+                generation: node.map_or(0, |n| n.attributes().generation),
                 cookie,
                 kind: node.map_or(4, |n| (n.mode >> 12) as u8),
                 name: name.to_vec(),
