@@ -22,6 +22,8 @@ use crate::fuse::mountinfo;
 
 /// How long a mount waits for a daemon whose mount is gone already.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
+/// How long an ending process may take to close what it has open.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Where these files are: of the machine for root, of the session for others, or where `LUNFS_RUN_DIR` says.
@@ -144,29 +146,58 @@ impl Holder {
     }
 }
 
-/// The files of daemons that serve this mount; opened before it is unmounted.
-pub(super) fn files_of_mount(device: (u32, u32)) -> Vec<File> {
+/// A daemon that serves a mount.
+pub(super) struct Daemon {
+    file: File,
+    pid: String,
+}
+
+/// The daemons that serve this mount; to be called before it is unmounted.
+pub(super) fn daemons_of_mount(device: (u32, u32)) -> Vec<Daemon> {
     let Ok(entries) = std::fs::read_dir(directory()) else { return Vec::new() };
     entries
         .flatten()
         .filter(|entry| entry.path().extension() == Some(OsStr::new("lock")))
-        .filter_map(|entry| File::open(entry.path()).ok())
-        .filter(|file| file.try_clone().is_ok_and(|copy| Holder::read(copy).device == Some(device)))
+        .filter_map(|entry| {
+            let file = File::open(entry.path()).ok()?;
+            let holder = Holder::read(file.try_clone().ok()?);
+            (holder.device == Some(device)).then_some(Daemon { file, pid: holder.pid })
+        })
         .collect()
 }
 
-/// Waits until the daemon behind the file is gone. `false`: not in time.
-pub(super) fn wait_until_free(file: File, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    let mut file = file;
-    loop {
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => return true,
-            Err((back, _)) if Instant::now() < deadline => file = back,
-            Err(_) => return false,
+impl Daemon {
+    /// Waits until it is gone. `false`: not in time.
+    pub(super) fn wait_until_gone(self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut file = self.file;
+        loop {
+            match Flock::lock(file, FlockArg::LockSharedNonblock) {
+                Ok(_) => break,
+                Err((back, _)) if Instant::now() < deadline => file = back,
+                Err(_) => return false,
+            }
+            std::thread::sleep(POLL);
         }
-        std::thread::sleep(POLL);
+        // A process that ends closes its files one by one: this one may be free while the device is still
+        // open. The number may mean nothing here (a PID namespace), so its end is not insisted on.
+        let deadline = deadline.min(Instant::now() + EXIT_PATIENCE);
+        while is_running(&self.pid) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
+}
+
+/// Has it a thread that has not ended? One that has, and whose parent has not looked yet, has closed its files.
+fn is_running(pid: &str) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { return false };
+        // PID (NAME) STATE ..., proc(5).
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ pub(super) fn run(args: Args) -> ExitCode {
 fn unmount(arguments: &[OsString]) -> Result<u8, Failure> {
     let target = find_target(arguments);
     let device = target.as_deref().and_then(find_device);
-    let files = device.map(runtime_files::files_of_mount).unwrap_or_default();
+    let daemons = device.map(runtime_files::daemons_of_mount).unwrap_or_default();
+    // Counted now: once it is unmounted its number may be that of another mount.
+    let mounts = device.map_or(Ok(0), mountinfo::count).unwrap_or(0);
     let lazy = arguments.iter().any(|a| is_short_flag(a, 'l') || a == "--lazy");
     let helper = target.as_deref().filter(|_| device.is_some() && !nix::unistd::geteuid().is_root());
     let mut command = match helper {
@@ -56,12 +58,13 @@ fn unmount(arguments: &[OsString]) -> Result<u8, Failure> {
         return Ok(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(EXIT_SYSTEM));
     }
     // Detached, or mounted elsewhere too: the daemon stays for those who still use it.
-    let elsewhere = device.is_some_and(|device| mountinfo::is_mounted(device).unwrap_or(false));
+    let still = || device.is_some_and(|device| mountinfo::is_mounted(device).unwrap_or(false));
+    let elsewhere = mounts > 1 && still();
     if lazy || elsewhere {
         return Ok(0);
     }
-    for file in files {
-        if !runtime_files::wait_until_free(file, PATIENCE) {
+    for daemon in daemons {
+        if !daemon.wait_until_gone(PATIENCE) {
             let waited = PATIENCE.as_secs();
             return Err(Failure::system(format!(
                 "unmounted, but the daemon still works on the volume after {waited} s"

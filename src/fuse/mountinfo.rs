@@ -34,9 +34,14 @@ pub fn at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(read()?.into_iter().rev().find(|m| m.mountpoint == path))
 }
 
+/// How many mounts there are of this superblock.
+pub fn count(device: (u32, u32)) -> io::Result<usize> {
+    Ok(read()?.iter().filter(|m| m.device == device).count())
+}
+
 /// Is any mount of this superblock left?
 pub fn is_mounted(device: (u32, u32)) -> io::Result<bool> {
-    Ok(read()?.iter().any(|m| m.device == device))
+    Ok(count(device)? > 0)
 }
 
 fn parse(text: &[u8]) -> Vec<MountEntry> {

@@ -162,7 +162,9 @@ impl Cluster {
     fn attach(&mut self) -> &LoopDevice {
         let Backing::Loop(bytes) = self.backing else { panic!("no loop device wanted") };
         let options = LoopOptions { logical_block_bytes: bytes, ..LoopOptions::default() };
-        self.loops.push(LoopDevice::attach(&self.image(), &options).expect("a loop device"));
+        let device = LoopDevice::attach(&self.image(), &options).expect("a loop device");
+        forget_dead_mounts(device.path());
+        self.loops.push(device);
         self.loops.last().expect("just pushed")
     }
 
@@ -309,6 +311,19 @@ impl Cluster {
             until("the loop device is free", || {
                 std::fs::read_to_string(&backing).map_or(true, |text| Path::new(text.trim()) != image)
             });
+        }
+    }
+}
+
+/// A test run that was killed leaves dead mounts, under the name of a loop device that is now another one.
+fn forget_dead_mounts(device: &Path) {
+    for mount in lunfs::fuse::mountinfo::read().expect("mountinfo") {
+        let ours = mount.mountpoint.to_string_lossy().contains("/lunfs-hosts-");
+        if ours && mount.is_lunfs() && mount.source == device.as_os_str() {
+            let state = std::fs::metadata(&mount.mountpoint).map_err(|e| e.raw_os_error());
+            assert_eq!(state.map(drop), Err(Some(libc::ENOTCONN)), "{mount:?} is alive");
+            umount2(&mount.mountpoint, MntFlags::MNT_DETACH).expect("a dead mount can be taken off");
+            eprintln!("took off a dead mount: {}", mount.mountpoint.display());
         }
     }
 }
