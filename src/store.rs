@@ -91,6 +91,8 @@ struct State {
     clean: LruCache<BlockNo, Clean>,
     running: Running,
     committing: BTreeMap<BlockNo, Dirty>,
+    /// What the transaction under way allocates: neither published nor running.
+    committing_net: (i64, i64),
     pending: BTreeMap<BlockNo, Pending>,
     /// When the oldest of them was committed.
     pending_since: Option<Instant>,
@@ -138,6 +140,7 @@ impl Store {
                 clean: LruCache::new(capacity),
                 running,
                 committing: BTreeMap::new(),
+                committing_net: (0, 0),
                 pending: BTreeMap::new(),
                 pending_since: None,
                 durable: 0,
@@ -307,6 +310,7 @@ impl Store {
             let mut taken = std::mem::replace(&mut state.running, next);
             let images = std::mem::take(&mut taken.blocks);
             state.committing = images.clone();
+            state.committing_net = (taken.net_blocks, taken.net_inodes);
             (taken, images)
         };
         // The checksum goes into copies of our own: readers and the next transaction share the originals.
@@ -371,11 +375,12 @@ impl Store {
         sequence: Option<u64>,
     ) {
         use std::sync::atomic::Ordering;
-        self.published.net_blocks.fetch_add(taken.net_blocks, Ordering::Relaxed);
-        self.published.net_inodes.fetch_add(taken.net_inodes, Ordering::Relaxed);
         {
             let mut state = self.state.lock();
             state.committing.clear();
+            state.committing_net = (0, 0);
+            self.published.net_blocks.fetch_add(taken.net_blocks, Ordering::Relaxed);
+            self.published.net_inodes.fetch_add(taken.net_inodes, Ordering::Relaxed);
             state.durable = taken.id;
             if let Some(sequence) = sequence {
                 state.pending_since.get_or_insert_with(Instant::now);
@@ -454,13 +459,17 @@ impl Store {
         self.commit(id)
     }
 
-    /// Blocks and inodes that this slot allocated since mkfs, the running transaction included.
+    /// Blocks and inodes that this slot allocated since mkfs, transactions that are not durable yet included.
     pub fn net(&self) -> (i64, i64) {
         use std::sync::atomic::Ordering;
         let state = self.state.lock();
         (
-            self.published.net_blocks.load(Ordering::Relaxed) + state.running.net_blocks,
-            self.published.net_inodes.load(Ordering::Relaxed) + state.running.net_inodes,
+            self.published.net_blocks.load(Ordering::Relaxed)
+                + state.committing_net.0
+                + state.running.net_blocks,
+            self.published.net_inodes.load(Ordering::Relaxed)
+                + state.committing_net.1
+                + state.running.net_inodes,
         )
     }
 

@@ -13,6 +13,8 @@ mod names;
 mod planted;
 #[path = "sim_cluster/registers.rs"]
 mod registers;
+#[path = "sim_cluster/space.rs"]
+mod space;
 #[path = "sim_cluster/together.rs"]
 mod together;
 #[path = "sim_cluster/winners.rs"]

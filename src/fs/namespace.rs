@@ -354,8 +354,7 @@ impl Fs {
             orphan = self.drop_link(op, &guard, ino)?;
             Ok(())
         })?;
-        self.note_orphan(orphan);
-        Ok(answer)
+        Ok(self.without_orphan(cx, answer, orphan))
     }
 
     pub(super) fn do_rmdir(&self, cx: &OpContext, parent: InodeNo, name: &[u8]) -> FsResult<Answer<()>> {
@@ -380,8 +379,7 @@ impl Fs {
             body.nlink = U32::new(body.nlink.get().saturating_sub(1));
             Ok(())
         })?;
-        self.note_orphan(orphan);
-        Ok(answer)
+        Ok(self.without_orphan(cx, answer, orphan))
     }
 
     /// The listing of a directory after a cookie: ".", "..", then entries in the order of their keys.

@@ -159,14 +159,18 @@ impl Fs {
                         guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();
                     return Ok(Answer { value, valid_for: LONG, hold });
                 }
-                // Room that was given back becomes usable with a commit: that is tried once.
-                Err(Fail::Error(FsError::NoSpace)) if !settled && self.alloc.has_frozen() => {
+                // Room that was given back becomes usable with a commit, and that of orphans when they are freed:
+                // that is tried once.
+                Err(Fail::Error(FsError::NoSpace))
+                    if !settled && (self.alloc.has_frozen() || self.has_due_orphans()) =>
+                {
                     if !cx.may_wait {
                         return Err(FsError::WouldWait);
                     }
                     settled = true;
                     needs = op.needs.clone();
                     drop(op);
+                    self.reap();
                     self.store.sync()?;
                 }
                 Err(Fail::Error(e)) => return Err(e),

@@ -1,5 +1,7 @@
-//! Inodes without a name: freed at once where nobody has them open, else entered in this slot's orphan
-//! directory in the same transaction and freed when the last opener is gone.
+//! Inodes without a name: freed at once where nobody has them open and one transaction can do it, else
+//! entered in this slot's orphan directory in the same transaction and freed step by step. Where nobody has
+//! them open, the operation that took the last name does these steps before it returns: whoever removes a
+//! large file to make room finds the room made, on every host. Otherwise they wait for the last opener.
 //!
 //! Not for: the orphans of dead hosts that are not recovered yet.
 
@@ -9,7 +11,7 @@ use std::time::Duration;
 use zerocopy::little_endian::{U32, U64};
 
 use super::Fs;
-use super::api::{FsError, FsResult, OpContext};
+use super::api::{Answer, FsError, FsResult, OpContext};
 use super::attr::{is_directory, touch};
 use super::dirtree::DirTree;
 use super::namespace::target_of;
@@ -24,7 +26,7 @@ use crate::lock::Guard;
 use crate::rt::Instant;
 use crate::types::{BLOCK_BYTES, InodeNo, Owner, Slot};
 
-/// A file of more extents than this is freed in the background.
+/// A file of more extents than this is freed step by step.
 const FREE_AT_ONCE: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(4);
@@ -33,12 +35,23 @@ const LAST_RETRY: Duration = Duration::from_secs(4);
 #[derive(Default)]
 pub(super) struct Orphans {
     list: Vec<Orphan>,
+    noted: u64,
+}
+
+/// An inode that just lost its last name and still has to be freed.
+#[derive(Clone, Copy)]
+pub(super) struct Unnamed {
+    ino: InodeNo,
+    /// Somebody has it open, as far as is known.
+    open: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Orphan {
     directory: InodeNo,
     ino: InodeNo,
+    /// Tells it from an earlier life of the inode, which may just be leaving the list.
+    noted: u64,
     due: Instant,
     pause: Duration,
 }
@@ -80,7 +93,7 @@ impl Fs {
         op: &mut Op<'_>,
         guard: &Arc<Guard>,
         ino: InodeNo,
-    ) -> OpResult<Option<InodeNo>> {
+    ) -> OpResult<Option<Unnamed>> {
         let body = op.change(guard, ino)?;
         let left = body.nlink.get().saturating_sub(1);
         body.nlink = U32::new(left);
@@ -97,20 +110,25 @@ impl Fs {
         op: &mut Op<'_>,
         guard: &Arc<Guard>,
         ino: InodeNo,
-    ) -> OpResult<Option<InodeNo>> {
+    ) -> OpResult<Option<Unnamed>> {
         let body = op.change(guard, ino)?;
         body.nlink = U32::ZERO;
         touch(body);
         self.bury(op, guard, ino)
     }
 
-    fn bury(&self, op: &mut Op<'_>, guard: &Arc<Guard>, ino: InodeNo) -> OpResult<Option<InodeNo>> {
+    fn bury(&self, op: &mut Op<'_>, guard: &Arc<Guard>, ino: InodeNo) -> OpResult<Option<Unnamed>> {
         let me = self.locks.me().slot;
         let opened_elsewhere = guard.record().is_none_or(|r| !r.openers.without(me).is_empty());
         let opened_here = self.opens.lock().contains_key(&ino);
-        if !opened_elsewhere && !opened_here && self.is_small(op, guard, ino)? {
+        let open = opened_elsewhere || opened_here;
+        if !open && self.is_small(op, guard, ino)? {
             self.free_inode(op, guard, ino)?;
             return Ok(None);
+        }
+        if !open && !op.patience.may_wait {
+            // Freeing it takes steps that may have to wait, and once the name is gone nothing can be begun anew.
+            return Err(FsError::WouldWait.into());
         }
         let dir = self.geometry.orphan_directory(me);
         let orphans = op.write_inode(dir)?;
@@ -123,7 +141,7 @@ impl Fs {
         let body = op.change(guard, ino)?;
         body.parent = U64::new(dir.0);
         body.parent_key = U64::new(key);
-        Ok(Some(ino))
+        Ok(Some(Unnamed { ino, open }))
     }
 
     /// Can everything it has be freed in one step?
@@ -166,19 +184,45 @@ impl Fs {
         Ok(())
     }
 
-    /// An operation left an orphan: it is looked after from now on.
-    pub(super) fn note_orphan(&self, orphan: Option<InodeNo>) {
-        let Some(ino) = orphan else { return };
+    /// What became of an operation that may have taken a last name. An orphan is looked after from now on; one
+    /// that nobody has open is freed now, after the operation's locks are let go.
+    pub(super) fn without_orphan(
+        &self,
+        cx: &OpContext,
+        mut answer: Answer<()>,
+        orphan: Option<Unnamed>,
+    ) -> Answer<()> {
+        let Some(Unnamed { ino, open }) = orphan else { return answer };
         let directory = self.geometry.orphan_directory(self.locks.me().slot);
-        self.watch_orphan(directory, ino);
+        let orphan = self.watch_orphan(directory, ino);
+        if !open {
+            // Of a name that is gone the kernel keeps nothing.
+            answer.hold.clear();
+            match self.reap_one(cx, &orphan) {
+                Ok(true) => self.orphans.lock().list.retain(|o| o.noted != orphan.noted),
+                // The name is gone; the rest is done in the background.
+                Ok(false) | Err(FsError::Interrupted) => {}
+                Err(e) => log::warn!("freeing inode {ino}, which lost its last name: {e}"),
+            }
+        }
+        answer
     }
 
-    fn watch_orphan(&self, directory: InodeNo, ino: InodeNo) {
+    fn watch_orphan(&self, directory: InodeNo, ino: InodeNo) -> Orphan {
         let mut orphans = self.orphans.lock();
-        if orphans.list.iter().all(|o| o.ino != ino) {
-            let due = Instant::now();
-            orphans.list.push(Orphan { directory, ino, due, pause: FIRST_RETRY });
+        orphans.noted += 1;
+        let orphan = Orphan { directory, ino, noted: orphans.noted, due: Instant::now(), pause: FIRST_RETRY };
+        match orphans.list.iter_mut().find(|o| o.ino == ino) {
+            Some(known) => *known = orphan,
+            None => orphans.list.push(orphan),
         }
+        orphan
+    }
+
+    /// Is there an orphan that could be freed now?
+    pub(super) fn has_due_orphans(&self) -> bool {
+        let now = Instant::now();
+        self.orphans.lock().list.iter().any(|o| o.due <= now)
     }
 
     /// The last descriptor of an inode on this host was closed: if it is an orphan, its time may have come.
@@ -195,10 +239,10 @@ impl Fs {
         let due: Vec<Orphan> = self.orphans.lock().list.iter().filter(|o| o.due <= now).copied().collect();
         let mut report = ReapReport::default();
         for orphan in due {
-            match self.reap_one(&orphan) {
+            match self.reap_one(&self.background(), &orphan) {
                 Ok(true) => {
                     report.freed += 1;
-                    self.orphans.lock().list.retain(|o| o.ino != orphan.ino);
+                    self.orphans.lock().list.retain(|o| o.noted != orphan.noted);
                 }
                 other => {
                     if let Err(e) = other
@@ -207,7 +251,7 @@ impl Fs {
                         log::warn!("freeing orphan inode {}: {e}", orphan.ino);
                     }
                     report.waiting += 1;
-                    if let Some(o) = self.orphans.lock().list.iter_mut().find(|o| o.ino == orphan.ino) {
+                    if let Some(o) = self.orphans.lock().list.iter_mut().find(|o| o.noted == orphan.noted) {
                         o.due = Instant::now() + o.pause;
                         o.pause = (o.pause * 2).min(LAST_RETRY);
                     }
@@ -217,14 +261,14 @@ impl Fs {
         report
     }
 
-    fn reap_one(&self, orphan: &Orphan) -> FsResult<bool> {
+    fn reap_one(&self, cx: &OpContext, orphan: &Orphan) -> FsResult<bool> {
         let (dir, ino) = (orphan.directory, orphan.ino);
         if self.opens.lock().contains_key(&ino) {
             return Ok(false);
         }
         loop {
-            let answer =
-                self.run(&self.background(), Needs::write(&[dir, ino]), |op| self.reap_step(op, dir, ino))?;
+            let cx = OpContext { meant: Default::default(), ..cx.clone() };
+            let answer = self.run(&cx, Needs::write(&[dir, ino]), |op| self.reap_step(op, dir, ino))?;
             match answer.value {
                 Reap::Freed => return Ok(true),
                 Reap::Again => {}
@@ -242,7 +286,8 @@ impl Fs {
     fn reap_step(&self, op: &mut Op<'_>, dir: InodeNo, ino: InodeNo) -> OpResult<Reap> {
         let (orphans, guard) = (op.write_inode(dir)?, op.write_inode(ino)?);
         if op.find(&orphans, dir, &name_of(ino))?.is_none() {
-            // Another host swept it.
+            // Another host swept it, or another thread of ours was faster.
+            self.demand.openers_answered(self.inode_lock(ino)?.at);
             return Ok(Reap::Freed);
         }
         let block = op.body(&guard, ino)?;

@@ -55,8 +55,7 @@ impl Fs {
             orphan = self.rename_once(op, places, exchange, keep)?;
             Ok(())
         })?;
-        self.note_orphan(orphan);
-        Ok(answer)
+        Ok(self.without_orphan(cx, answer, orphan))
     }
 
     fn rename_once(
@@ -65,7 +64,7 @@ impl Fs {
         places: Places<'_>,
         exchange: bool,
         keep: bool,
-    ) -> OpResult<Option<InodeNo>> {
+    ) -> OpResult<Option<super::orphans::Unnamed>> {
         let Places { from, name, to, new_name } = places;
         let (src, dst) = (op.write_inode(from)?, op.write_inode(to)?);
         op.living_directory(&src, from)?;
@@ -120,7 +119,7 @@ impl Fs {
         places: Places<'_>,
         (moved, child): (DirEntryRef, &Arc<Guard>),
         old: Option<(DirEntryRef, Arc<Guard>)>,
-    ) -> OpResult<Option<InodeNo>> {
+    ) -> OpResult<Option<super::orphans::Unnamed>> {
         let Places { from, name, to, new_name } = places;
         let (src, dst) = (op.write_inode(from)?, op.write_inode(to)?);
         let ino = moved.target.ino;

@@ -244,9 +244,5 @@ fn open_and_unlinked(cluster: &Cluster) {
     drop((reader, writer));
     // The directory took up to some blocks, and inodes come in groups.
     let wanted = before + LEN as u64 - (4 << 20);
-    // Known defect: in about one run of ten the room stays taken for over a minute. Asserted in strict runs
-    // (`LUNFS_TEST_STRICT=1 tests/soak ...`) until that is explained; what is read above is always asserted.
-    if std::env::var_os("LUNFS_TEST_STRICT").is_some() {
-        until("the room of the unlinked file comes back", || free(0) >= wanted && free(1) >= wanted);
-    }
+    until("the room of the unlinked file comes back", || free(0) >= wanted && free(1) >= wanted);
 }

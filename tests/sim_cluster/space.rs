@@ -1,0 +1,150 @@
+//! Room: what statfs says, what a full volume says, and when freed room is there again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lunfs::fs::api::{FsError, Operations};
+use lunfs::rt;
+use lunfs::rt::sim::{Simulation, seeds};
+use lunfs::testing::cluster::{Cluster, cx, joined};
+use lunfs::types::InodeNo;
+
+use super::model::{LONG, volumes};
+
+const MS: Duration = Duration::from_millis(1);
+const STEP: usize = 64 << 10;
+
+fn free(fs: &dyn Operations) -> u64 {
+    fs.statfs(&cx()).unwrap().free_blocks
+}
+
+/// Writes a file until the volume is full; how many bytes went in.
+fn fill(fs: &dyn Operations, ino: InodeNo) -> u64 {
+    let bytes = vec![0x5a; STEP];
+    let mut size = 0;
+    loop {
+        match fs.write(&cx(), ino, None, size, &bytes, false) {
+            Ok(answer) => size += u64::from(answer.value),
+            Err(FsError::NoSpace) => return size,
+            Err(error) => panic!("a full volume says {error}"),
+        }
+    }
+}
+
+fn make(cluster: &Cluster, host: usize, name: &'static [u8]) -> InodeNo {
+    let root = cluster.root();
+    cluster.on(host, |fs| fs.mknod(&cx(), root, name, 0o644, 0).unwrap().value.ino)
+}
+
+#[test]
+fn free_room_only_falls_while_files_grow() {
+    // Whoever looks while a commit is under way must see what that commit allocates.
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 2);
+            let ino = make(&cluster, 0, b"f");
+            cluster.on(0, |fs| fs.sync(&cx())).unwrap();
+            let done = Arc::new(AtomicBool::new(false));
+            let looking = done.clone();
+            let looker = cluster.spawn(0, "looker", move |fs| {
+                let mut last = free(&*fs);
+                while !looking.load(Ordering::Acquire) {
+                    let now = free(&*fs);
+                    assert!(now <= last, "{last} blocks were free, now {now}");
+                    last = now;
+                    rt::sleep(Duration::from_micros(50));
+                }
+            });
+            let writer = cluster.spawn(0, "writer", move |fs| {
+                for turn in 0..30 {
+                    fs.write(&cx(), ino, None, turn * STEP as u64, &vec![7; STEP], false).unwrap();
+                    // Seen as allocated once, so that it would be missed.
+                    rt::sleep(MS);
+                    fs.sync(&cx()).unwrap();
+                }
+            });
+            joined(writer);
+            done.store(true, Ordering::Release);
+            joined(looker);
+            // And the other host knows within two beats.
+            rt::sleep(2000 * MS);
+            assert_eq!(cluster.on(0, free), cluster.on(1, free));
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn a_full_volume_says_so_and_can_be_emptied_and_filled_again() {
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 2);
+            let root = cluster.root();
+            let mut sizes = Vec::new();
+            for round in 0..3 {
+                let (writer, other) = (round % 2, 1 - round % 2);
+                let ino = make(&cluster, writer, b"big");
+                let size = joined(cluster.spawn(writer, "writer", move |fs| fill(&*fs, ino)));
+                sizes.push(size);
+                // The other one finds no room either, and says it the same way; names can still be removed.
+                let small = joined(cluster.spawn(other, "writer", move |fs| {
+                    let made = fs.mknod(&cx(), root, b"other", 0o644, 0);
+                    match made {
+                        Ok(made) => fill(&*fs, made.value.ino),
+                        Err(FsError::NoSpace) => u64::MAX,
+                        Err(error) => panic!("{error}"),
+                    }
+                }));
+                if small < u64::MAX {
+                    assert!(small <= STEP as u64 * 2, "{small} bytes went into a full volume");
+                    cluster.on(other, |fs| fs.unlink(&cx(), root, b"other").map(drop)).unwrap();
+                }
+                cluster.on(other, |fs| fs.unlink(&cx(), root, b"big").map(drop)).unwrap();
+                // What is freed comes back by itself, and without waiting to whoever needs it.
+                rt::sleep(if seed % 2 == 0 { 20_000 * MS } else { Duration::ZERO });
+            }
+            let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            assert!(*least > 1 << 20 && most - least <= 2 << 20, "{sizes:?}");
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn room_of_an_open_and_unlinked_file_comes_back_after_its_close() {
+    for seed in seeds(0..8) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 2);
+            let root = cluster.root();
+            rt::sleep(1000 * MS);
+            let before = cluster.on(1, free);
+            let ino = make(&cluster, 0, b"f");
+            let blocks = 64;
+            cluster.on(0, |fs| {
+                for n in 0..blocks / 16 {
+                    fs.write(&cx(), ino, None, n * STEP as u64, &vec![n as u8; STEP], false).unwrap();
+                }
+            });
+            let handle = cluster.on(0, |fs| fs.open(&cx(), ino, libc::O_RDWR).unwrap().value.handle);
+            cluster.on(1, |fs| fs.unlink(&cx(), root, b"f").map(drop)).unwrap();
+            // Long enough for many questions whether it is still open.
+            rt::sleep(Duration::from_secs(2 + seed * 3));
+            assert!(cluster.on(1, free) + blocks <= before, "freed under an open file");
+            let bytes =
+                cluster.on(0, |fs| fs.read(&cx(), ino, Some(handle), 0, 4096).unwrap().value.to_vec());
+            assert_eq!(bytes, vec![0; 4096]);
+            cluster.on(0, |fs| fs.release(ino, handle));
+            let closed = rt::Instant::now();
+            // Inodes come in groups, the root may have grown.
+            while cluster.on(1, free) + 16 < before || cluster.on(0, free) + 16 < before {
+                assert!(closed.elapsed() < Duration::from_secs(12), "its room is still taken");
+                rt::sleep(100 * MS);
+            }
+            cluster.finish();
+        });
+    }
+}
