@@ -215,6 +215,16 @@ impl LockManager {
         self.known(id.at).is_some_and(|e| e.state.lock().held.covers(mode))
     }
 
+    /// Is a share likely to be too little? True for a lock that is elsewhere now and under which this host
+    /// changed something in its last exclusive tenure: who looks at it may go on to change it, and asking
+    /// once for all saves a second hand-over. A tenure in which nothing was changed ends that. A hint.
+    pub fn may_need_more(&self, id: LockId) -> bool {
+        self.known(id.at).is_some_and(|e| {
+            let state = e.state.lock();
+            state.held == Held::Nothing && state.changed_last
+        })
+    }
+
     /// The record as last seen; a hint.
     pub fn last_record(&self, id: LockId) -> Option<LockRecord> {
         self.known(id.at)?.state.lock().image.as_ref().map(|i| i.record.clone())

@@ -151,7 +151,12 @@ impl Fs {
         if name.len() > NAME_BYTES {
             return Err(FsError::NameTooLong);
         }
-        self.run(cx, Needs::read(&[parent]), |op| {
+        let mut needs = Needs::read(&[parent]);
+        // A create looks its name up first; see the lock's side for when this pays.
+        if !self.read_only && self.locks.may_need_more(self.inode_lock(parent)?) {
+            needs.inodes.insert(parent, (Mode::Exclusive, Access::Read));
+        }
+        self.run(cx, needs, |op| {
             let guard = op.read_inode(parent)?;
             let block = op.directory(&guard, parent)?;
             let ino = match name {

@@ -352,10 +352,11 @@ impl LockManager {
         changed: u64,
     ) -> Result<(), AtsError> {
         self.stats.given.fetch_add(1, Ordering::Relaxed);
-        entry.dirtied.store(false, Ordering::Release);
+        let dirtied = entry.dirtied.swap(false, Ordering::AcqRel);
         let mut state = entry.state.lock();
         // What we keep in memory is what is in place at this counter.
         if matches!(held, Held::Exclusive(_)) {
+            state.changed_last = dirtied;
             state.valid_at = Some(changed);
         }
         state.held = left;

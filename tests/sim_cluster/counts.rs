@@ -223,6 +223,37 @@ fn a_contended_lock_moves_with_few_swaps() {
 }
 
 #[test]
+fn a_directory_changed_in_turns_moves_once_a_turn() {
+    // As open(2) with O_CREAT does it through the kernel: look the name up, then create it.
+    const ROUNDS: u64 = 100;
+    let (swaps, given) = on_volume(2, |cluster| {
+        let root = cluster.root();
+        let turns = |from: u64, to: u64| {
+            for round in from..to {
+                let worker = cluster.spawn((round % 2) as usize, "worker", move |fs| {
+                    let name = format!("n{round}");
+                    assert!(fs.lookup(&cx(), root, name.as_bytes()).is_err());
+                    create(&*fs, root, &name);
+                });
+                joined(worker);
+            }
+        };
+        let total = || {
+            let given = |host: usize| cluster.hosts[host].volume.locks().stats.given.load(Relaxed);
+            (spent(cluster, 0).1 + spent(cluster, 1).1, given(0) + given(1))
+        };
+        turns(0, 8);
+        let before = total();
+        turns(8, 8 + ROUNDS);
+        let after = total();
+        (after.0 - before.0, after.1 - before.1)
+    });
+    println!("{ROUNDS} creates in turns: {given} hand-overs, {swaps} swaps");
+    assert!(given <= ROUNDS + ROUNDS / 10, "{given} hand-overs in {ROUNDS} turns");
+    assert!(swaps <= 3 * given, "{swaps} swaps for {given} hand-overs");
+}
+
+#[test]
 fn freed_space_is_used_again_before_more_is_taken() {
     let (first, second) = on_volume(1, |cluster| {
         let root = cluster.root();
