@@ -152,6 +152,9 @@ const YOUNG: Duration = Duration::from_millis(500);
 const RING_AGAIN: Duration = Duration::from_secs(1);
 /// A holder whose image carries our name is rung after this long without effect.
 const CARRIED_GRACE: Duration = Duration::from_millis(20);
+/// So many tenures with a change, one after the other, are taken for a habit. One alone is not: two hosts that
+/// each make a directory of their own in the root go on to share the root.
+const CHANGES_IN_TURN: u8 = 2;
 const DEAD_PAUSE: Duration = Duration::from_millis(500);
 
 /// What memory has of a lock when an attempt begins.
@@ -216,12 +219,12 @@ impl LockManager {
     }
 
     /// Is a share likely to be too little? True for a lock that is elsewhere now and under which this host
-    /// changed something in its last exclusive tenure: who looks at it may go on to change it, and asking
-    /// once for all saves a second hand-over. A tenure in which nothing was changed ends that. A hint.
+    /// changed something in each of its last exclusive tenures: who looks at it may go on to change it, and
+    /// asking once for all saves a second hand-over. A tenure in which nothing was changed ends that. A hint.
     pub fn may_need_more(&self, id: LockId) -> bool {
         self.known(id.at).is_some_and(|e| {
             let state = e.state.lock();
-            state.held == Held::Nothing && state.changed_last
+            state.held == Held::Nothing && state.changed_tenures >= CHANGES_IN_TURN
         })
     }
 

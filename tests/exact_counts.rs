@@ -81,6 +81,21 @@ fn a_hand_over_takes_three_compare_and_writes() {
 }
 
 #[test]
+fn a_directory_of_two_moves_once_a_create() {
+    const TURNS: u32 = 300;
+    let Some(scene) = scene("counts-shared") else { return };
+    let hosts = ["alpha", "beta"].map(|name| scene.mount(name).expect("a host"));
+    let [a, b] = &hosts;
+    let measured = hand_overs(&[a, b], Turn::Create, TURNS).expect("turns");
+    println!("{} swaps for {} hand-overs in {TURNS} creates", measured.swaps, measured.given);
+    // Names are looked up anew after every hand-over; that must not take the directory along twice.
+    assert!(measured.given <= u64::from(TURNS + TURNS / 50), "{} hand-overs", measured.given);
+    let most = (measured.given as f64 * MOST_SWAPS_PER_HAND_OVER) as u64 + 3;
+    assert!(measured.swaps <= most, "{} compare-and-writes", measured.swaps);
+    assert_eq!(scene.clear(), Vec::<String>::new());
+}
+
+#[test]
 fn an_idle_host_asks_little() {
     let Some(scene) = scene("counts-rest") else { return };
     let hosts = ["alpha", "beta"].map(|name| scene.mount(name).expect("a host"));

@@ -63,7 +63,7 @@ pub(super) fn drop_privileges(body: &mut InodeDisk, cx: &OpContext) {
 
 impl Fs {
     pub(super) fn do_getattr(&self, cx: &OpContext, ino: InodeNo) -> FsResult<Answer<Attributes>> {
-        self.run(cx, Needs::read(&[ino]), |op| {
+        self.run(cx, Needs::look_at(self, ino), |op| {
             let guard = op.read_inode(ino)?;
             let block = op.body(&guard, ino)?;
             Ok(attributes(ino, InodeDisk::of(&block)))

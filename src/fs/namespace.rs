@@ -151,12 +151,7 @@ impl Fs {
         if name.len() > NAME_BYTES {
             return Err(FsError::NameTooLong);
         }
-        let mut needs = Needs::read(&[parent]);
-        // A create looks its name up first; see the lock's side for when this pays.
-        if !self.read_only && self.locks.may_need_more(self.inode_lock(parent)?) {
-            needs.inodes.insert(parent, (Mode::Exclusive, Access::Read));
-        }
-        self.run(cx, needs, |op| {
+        self.run(cx, Needs::look_at(self, parent), |op| {
             let guard = op.read_inode(parent)?;
             let block = op.directory(&guard, parent)?;
             let ino = match name {
@@ -164,7 +159,7 @@ impl Fs {
                 b".." => InodeNo(InodeDisk::of(&block).parent.get()),
                 _ => op.find(&guard, parent, name)?.ok_or(FsError::NotFound)?.target.ino,
             };
-            let child = op.read_inode(ino)?;
+            let child = op.look_at_inode(ino)?;
             let block = op.body(&child, ino)?;
             if is_directory(InodeDisk::of(&block)) {
                 op.fs.note_directory(ino);

@@ -107,6 +107,12 @@ impl Needs {
         }
     }
 
+    /// Looking at this one, with what may follow in mind.
+    pub fn look_at(fs: &Fs, ino: InodeNo) -> Self {
+        let inodes = [(ino, (fs.mode_to_look(ino), Access::Read))].into();
+        Needs { inodes, ..Needs::default() }
+    }
+
     /// Changing these.
     pub fn write(inodes: &[InodeNo]) -> Self {
         Needs {
@@ -242,6 +248,11 @@ impl<'f> Op<'f> {
 
     pub fn read_inode(&mut self, ino: InodeNo) -> OpResult<Arc<Guard>> {
         self.inode(ino, Mode::Shared, Access::Read)
+    }
+
+    /// To look at, with what may follow in mind.
+    pub fn look_at_inode(&mut self, ino: InodeNo) -> OpResult<Arc<Guard>> {
+        self.inode(ino, self.fs.mode_to_look(ino), Access::Read)
     }
 
     pub fn write_inode(&mut self, ino: InodeNo) -> OpResult<Arc<Guard>> {
@@ -397,8 +408,16 @@ impl NodeStore for Nodes<'_, '_> {
     }
 }
 
-/// The lock of an inode, if a lock can lie there at all.
 impl Fs {
+    /// The mode in which who looks at an inode takes its lock: exclusively at once where it left us and a change
+    /// may follow ([`crate::lock::LockManager::may_need_more`]). A create by name is a lookup of the directory,
+    /// a stat of it, a lookup in it and the create itself; a share would be fetched only to fetch the whole.
+    fn mode_to_look(&self, ino: InodeNo) -> Mode {
+        let more = || self.inode_lock(ino).is_ok_and(|id| self.locks.may_need_more(id));
+        if !self.read_only && more() { Mode::Exclusive } else { Mode::Shared }
+    }
+
+    /// The lock of an inode, if a lock can lie there at all.
     pub(super) fn inode_lock(&self, ino: InodeNo) -> FsResult<LockId> {
         if !self.geometry.can_be_inode(ino) {
             return Err(FsError::Stale);

@@ -51,8 +51,8 @@ pub(super) struct State {
     pub served: u64,
     /// `served` when the table was last trimmed.
     pub served_at_trim: u64,
-    /// Something was changed in our last exclusive tenure, so the next thread of ours may come to change it.
-    pub changed_last: bool,
+    /// Our last so many exclusive tenures all brought a change: the next thread of ours may come to change it.
+    pub changed_tenures: u8,
     /// A thread works on the disk block.
     pub busy: bool,
     /// The lock is about to leave: no access is granted.

@@ -356,7 +356,7 @@ impl LockManager {
         let mut state = entry.state.lock();
         // What we keep in memory is what is in place at this counter.
         if matches!(held, Held::Exclusive(_)) {
-            state.changed_last = dirtied;
+            state.changed_tenures = if dirtied { state.changed_tenures.saturating_add(1) } else { 0 };
             state.valid_at = Some(changed);
         }
         state.held = left;

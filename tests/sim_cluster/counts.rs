@@ -224,16 +224,19 @@ fn a_contended_lock_moves_with_few_swaps() {
 
 #[test]
 fn a_directory_changed_in_turns_moves_once_a_turn() {
-    // As open(2) with O_CREAT does it through the kernel: look the name up, then create it.
+    // As open(2) with O_CREAT does it through the kernel, whose names and attributes were taken away.
     const ROUNDS: u64 = 100;
     let (swaps, given) = on_volume(2, |cluster| {
         let root = cluster.root();
+        let dir = cluster.on(0, |fs| fs.mkdir(&cx(), root, b"d", 0o755).unwrap().value.ino);
         let turns = |from: u64, to: u64| {
             for round in from..to {
                 let worker = cluster.spawn((round % 2) as usize, "worker", move |fs| {
                     let name = format!("n{round}");
-                    assert!(fs.lookup(&cx(), root, name.as_bytes()).is_err());
-                    create(&*fs, root, &name);
+                    fs.lookup(&cx(), root, b"d").map(drop).unwrap();
+                    fs.getattr(&cx(), dir).map(drop).unwrap();
+                    assert!(fs.lookup(&cx(), dir, name.as_bytes()).is_err());
+                    create(&*fs, dir, &name);
                 });
                 joined(worker);
             }
