@@ -29,7 +29,6 @@ pub struct Capabilities {
     pub atomic_truncate: bool,
     pub async_direct_io: bool,
     pub explicit_invalidation: bool,
-    pub readdir_plus: bool,
     pub cached_symlinks: bool,
     pub max_write_bytes: u32,
     /// The second column was asked for.
@@ -44,7 +43,6 @@ pub struct OfferedFlags {
     pub atomic_truncate: bool,
     pub async_direct_io: bool,
     pub explicit_invalidation: bool,
-    pub readdir_plus: bool,
     pub cached_symlinks: bool,
 }
 
@@ -67,7 +65,6 @@ impl Capabilities {
             atomic_truncate: offered.atomic_truncate,
             async_direct_io: offered.async_direct_io,
             explicit_invalidation: offered.explicit_invalidation,
-            readdir_plus: offered.readdir_plus,
             cached_symlinks: offered.cached_symlinks,
             max_write_bytes,
             pretend_old,
@@ -118,7 +115,6 @@ impl fmt::Display for Capabilities {
         writeln!(f, "  parallel lookups in a directory      {}", yes(self.parallel_directory_operations))?;
         writeln!(f, "  invalidation only when told          {}", yes(self.explicit_invalidation))?;
         writeln!(f, "  asynchronous direct I/O              {}", yes(self.async_direct_io))?;
-        writeln!(f, "  listings with attributes             {}", yes(self.readdir_plus))?;
         writeln!(f, "  cached symbolic links                {}", yes(self.cached_symlinks))?;
         write!(f, "  largest write                        {} KiB", self.max_write_bytes / 1024)
     }

@@ -72,7 +72,6 @@ impl Filesystem for FuserTransport {
                 atomic_truncate: has(InitFlags::FUSE_ATOMIC_O_TRUNC),
                 async_direct_io: has(InitFlags::FUSE_ASYNC_DIO),
                 explicit_invalidation: has(InitFlags::FUSE_EXPLICIT_INVAL_DATA),
-                readdir_plus: has(InitFlags::FUSE_DO_READDIRPLUS),
                 cached_symlinks: has(InitFlags::FUSE_CACHE_SYMLINKS),
             },
             MAX_WRITE_BYTES,
@@ -82,6 +81,11 @@ impl Filesystem for FuserTransport {
             log::error!("the kernel has no {missing}");
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
+        // Not DO_READDIRPLUS: Linux stamps the names of such a listing with the epoch of the moment it enters
+        // them, not of the request (fuse_direntplus_link in fs/fuse/readdir.c, seen in 6.18). A listing that
+        // was answered, whose reader is slow, and whose directory leaves this host in between enters names
+        // that INC_EPOCH no longer takes away. LOOKUP remembers the epoch of its request. Without names to
+        // keep, such a listing is a listing, and plain ones need no locks of the children.
         // Not WRITEBACK_CACHE (the kernel would own size and mtime), not AUTO_INVAL_DATA (our own writes
         // would throw our cache away), not HANDLE_KILLPRIV (see the handlers), not POSIX_LOCKS or FLOCK_LOCKS.
         let mut wanted = InitFlags::FUSE_ASYNC_READ
@@ -91,9 +95,7 @@ impl Filesystem for FuserTransport {
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-            | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO;
+            | InitFlags::FUSE_CACHE_SYMLINKS;
         if capabilities.direct_io_mmap {
             wanted |= InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         }
