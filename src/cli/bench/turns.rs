@@ -121,7 +121,26 @@ pub fn idle(hosts: &[&Host], time: Duration) -> Result<Vec<f64>, String> {
     Ok(before.iter().zip(&after).map(|(b, a)| (all(a) - all(b)) as f64 / took.as_secs_f64()).collect())
 }
 
-/// Waits until a host that was asked lately looks at its doorbell seldom again.
-pub fn come_to_rest() {
-    std::thread::sleep(Duration::from_secs(3));
+/// Waits until hosts that worked lately have committed what they did and brought it into place, and until one
+/// that was asked lately looks at its doorbell seldom again.
+pub fn come_to_rest(hosts: &[&Host]) -> Result<(), String> {
+    let worked = || -> Result<Vec<u64>, String> {
+        let of = |s: &DaemonStats| {
+            let c = &s.volume.commands;
+            c.journal.commands() + c.metadata.commands() + c.data.commands()
+        };
+        Ok(stats(hosts)?.iter().map(of).collect())
+    };
+    let begun = Instant::now();
+    // Longer than what is committed may wait for its place.
+    let quiet = Duration::from_secs(12);
+    let (mut last, mut since) = (worked()?, Instant::now());
+    while since.elapsed() < quiet && begun.elapsed() < 5 * quiet {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = worked()?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
 }
