@@ -23,8 +23,14 @@ fn cx() -> OpContext {
 }
 
 fn mount(device: Arc<dyn BlockDevice>, n: u8) -> Arc<Volume> {
-    let host =
-        HostIdentity { name: format!("host-{n}"), uuid: [n; 16], boot_id: [9; 16], pid: 1, pid_namespace: 1 };
+    let host = HostIdentity {
+        name: format!("host-{n}"),
+        uuid: [n; 16],
+        boot_id: [9; 16],
+        pid: 1,
+        pid_namespace: 1,
+        is_gone: |_| false,
+    };
     Volume::mount(device, MountOptions { host, read_only: false, cache_mib: 64 }).expect("a mount")
 }
 

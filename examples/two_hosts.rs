@@ -45,6 +45,7 @@ fn mount(device: Arc<dyn BlockDevice>, name: &str, number: u8) -> Result<Arc<Vol
         boot_id: [1; 16],
         pid: std::process::id(),
         pid_namespace: 0,
+        is_gone: |_| false,
     };
     Ok(Volume::mount(device, MountOptions { host, read_only: false, cache_mib: 16 })?)
 }

@@ -25,13 +25,20 @@ use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::lease::{IoClass, Lease};
 use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
-use crate::types::Owner;
+use crate::types::{Incarnation, Owner};
 
 /// What others read in our slot besides the beat: kept by whoever knows, published by the next beat.
 #[derive(Default, Debug)]
 pub struct Published {
     pub net_blocks: AtomicI64,
     pub net_inodes: AtomicI64,
+}
+
+impl Published {
+    /// Blocks and inodes.
+    pub fn net(&self) -> (i64, i64) {
+        (self.net_blocks.load(Ordering::Relaxed), self.net_inodes.load(Ordering::Relaxed))
+    }
 }
 
 /// This host's place on the volume.
@@ -201,7 +208,32 @@ impl Heartbeat {
         }
     }
 
-    /// Ends this life cleanly: nothing of ours is outstanding. Call it last.
+    /// What an earlier life of this slot owed is in place: from now on only this life is open. `net` is what the
+    /// slot had allocated when that life ended, if it came so far as to say.
+    pub fn earlier_settled(&self, net: Option<(i64, i64)>) -> Result<(), AtsError> {
+        if let Some((blocks, inodes)) = net {
+            self.published.net_blocks.store(blocks, Ordering::Relaxed);
+            self.published.net_inodes.store(inodes, Ordering::Relaxed);
+        }
+        let mut image = self.image.lock();
+        let mut record = image.record.clone();
+        record.beat += 1;
+        record.settled_up_to = Incarnation(record.incarnation.0 - 1);
+        record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
+        record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
+        match self.ats.swap(IoClass::Setup, &image, &record)? {
+            Swapped::Done(new) => *image = new,
+            Swapped::Miscompare(found) => {
+                let reason = declared_dead(&image.record, &found.record);
+                log::error!("{}: {reason}", self.me);
+                self.lease.end(&reason);
+            }
+        }
+        self.ats.settle(IoClass::Setup)
+    }
+
+    /// Ends this life: cleanly, where nothing is outstanding. Where an earlier life of the slot still has to be
+    /// recovered, this one withdraws and leaves that to whoever comes next. Call it last.
     pub fn leave(&self) -> Result<(), AtsError> {
         self.stop.stop();
         for thread in self.threads.lock().drain(..) {
@@ -210,9 +242,13 @@ impl Heartbeat {
         }
         let mut image = self.image.lock();
         let mut record = image.record.clone();
-        record.state = SlotState::Left;
         record.beat += 1;
-        record.settled_up_to = record.incarnation;
+        if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
+            record.state = SlotState::Left;
+            record.settled_up_to = record.incarnation;
+        } else {
+            record.state = SlotState::Withdrawn;
+        }
         record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
         record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
         match self.ats.swap(IoClass::Setup, &image, &record)? {

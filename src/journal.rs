@@ -6,7 +6,11 @@
 //!   in overwritten records.
 //! * Records name block, lock and tenure; replay applies them only while the disk shows exactly that.
 //!
-//! Not for: collecting changes (`store`), replay (`recovery`).
+//! Not for: collecting changes (`store`), deciding what may be replayed (`recovery`).
+
+mod scan;
+
+pub use scan::{Logged, ScanError, Scanned, scan};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,6 +49,7 @@ struct Live {
     position: u64,
     blocks: u64,
     chain_before: u32,
+    net_before: (i64, i64),
     /// Blocks whose newest image is this transaction's and not in place yet.
     outstanding: usize,
 }
@@ -58,6 +63,8 @@ pub struct Journal {
     head: u64,
     next_sequence: u64,
     chain: u32,
+    /// The slot's net allocation (blocks, inodes) after the last transaction.
+    net: (i64, i64),
     live: VecDeque<Live>,
     /// Blocks between the tail on the disk and the head.
     used: u64,
@@ -75,12 +82,14 @@ pub struct Transaction<'a> {
 const BLOCKS_PER_WRITE: usize = 256;
 
 impl Journal {
-    /// Begins an empty journal for a new life of the slot. What the ring held before is settled.
+    /// Begins an empty journal for a new life of the slot, which has allocated `net` (blocks, inodes) so far. What
+    /// the ring held before is settled.
     pub fn begin(
         door: Arc<Door>,
         volume: VolumeId,
         geometry: &Geometry,
         me: Owner,
+        net: (i64, i64),
     ) -> Result<Self, DeviceError> {
         let ring = Ring::of(geometry, me.slot);
         let mut journal = Journal {
@@ -91,6 +100,7 @@ impl Journal {
             head: 0,
             next_sequence: 1,
             chain: 0,
+            net,
             live: VecDeque::new(),
             used: 0,
         };
@@ -182,11 +192,13 @@ impl Journal {
             position: self.head,
             blocks: total,
             chain_before,
+            net_before: self.net,
             outstanding: tx.images.len(),
         });
         self.head = (self.head + total) % self.ring.blocks;
         self.used += total;
         self.chain = chain;
+        self.net = (tx.net_blocks, tx.net_inodes);
         self.next_sequence += 1;
         Ok(sequence)
     }
@@ -229,11 +241,14 @@ impl Journal {
     }
 
     fn write_tail(&mut self) -> Result<(), DeviceError> {
-        let (tail_sequence, tail_position, chain) = match self.live.front() {
-            Some(first) => (first.sequence, first.position, first.chain_before),
-            None => (self.next_sequence, self.head, self.chain),
+        let (tail_sequence, tail_position, chain, net) = match self.live.front() {
+            Some(first) => (first.sequence, first.position, first.chain_before, first.net_before),
+            None => (self.next_sequence, self.head, self.chain, self.net),
         };
-        let header = JournalHeader { incarnation: self.me.incarnation, tail_sequence, tail_position, chain };
+        let incarnation = self.me.incarnation;
+        let (net_blocks, net_inodes) = net;
+        let header =
+            JournalHeader { incarnation, tail_sequence, tail_position, chain, net_blocks, net_inodes };
         let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
         if let Some(bytes) = block.first_chunk_mut::<BLOCK_BYTES>() {
             header.encode(self.volume, self.ring.header, bytes);

@@ -9,6 +9,7 @@
 //! * [`rt`]: the one door to time, threads, blocking and randomness, so that a simulation owns them
 //! * [`device`]: a small block device trait and its backends
 //! * [`layout`]: bytes to structures and back; pure
+//! * [`recovery`]: brings what a dead host had committed into place
 //! * [`fs`]: the filesystem's operations; knows no FUSE
 //! * [`fuse`]: the kernel's door, the only room that knows FUSE
 //! * [`cli`]: the command line: parses arguments, calls one function
@@ -30,6 +31,7 @@ pub mod journal;
 pub mod layout;
 pub mod lease;
 pub mod lock;
+pub mod recovery;
 pub mod rt;
 pub mod store;
 #[doc(hidden)]

@@ -9,7 +9,7 @@
 mod identity;
 mod stats;
 
-pub use identity::local_identity;
+pub use identity::{is_process_gone, local_identity};
 pub use stats::{CommandsByClass, JournalStats, LockCounts, SwapCounts, VolumeStats};
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -31,9 +31,10 @@ use crate::layout::slot::Durations;
 use crate::layout::superblock::{Superblock, SuperblockError};
 use crate::lease::{CommandCounts, Door, IoClass, Lease, LeaseState};
 use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward, Usage};
+use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
 use crate::store::{Store, StoreError};
-use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
+use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo};
 
 /// What a mount may choose.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub enum MountError {
     VolumeLock(LockError),
     #[error(transparent)]
     Ats(#[from] AtsError),
+    #[error("recovering the last life of this host: {0}")]
+    Recovery(#[from] RecoveryError),
     #[error("the superblock changed to another volume while it was being mounted")]
     Changed,
 }
@@ -164,8 +167,11 @@ impl Volume {
         let me = heartbeat.me();
         heartbeat.peers().look()?;
         let demand = Demand::new(ats.clone(), geometry, me, heartbeat.peers().clone());
-        let locks = LockManager::new(ats, me, heartbeat.peers().clone(), demand.clone());
-        let journal = Journal::begin(door.clone(), superblock.volume, &geometry, me)?;
+        let locks = LockManager::new(ats.clone(), me, heartbeat.peers().clone(), demand.clone());
+        let recovery = Arc::new(Recovery::new(ats, geometry, me));
+        Self::recover_own(&recovery, &heartbeat)?;
+        let journal =
+            Journal::begin(door.clone(), superblock.volume, &geometry, me, heartbeat.published.net())?;
         let cache_blocks = options.cache_mib as usize * (1 << 20) / BLOCK_BYTES;
         let store = Arc::new(Store::new(
             door.clone(),
@@ -233,7 +239,11 @@ impl Volume {
             let (keeper, fs) = (keeper.clone(), fs.clone());
             rt::spawn("reap", move || keeper.keep_reaping(&fs))
         };
-        keeper.threads.lock().extend([commits, reaps]);
+        let recovers = {
+            let (keeper, heartbeat) = (keeper.clone(), heartbeat.clone());
+            rt::spawn("recover", move || keeper.keep_recovering(&recovery, &heartbeat))
+        };
+        keeper.threads.lock().extend([commits, reaps, recovers]);
         let end_hooks: Arc<Mutex<Vec<EndHook>>> = Arc::default();
         {
             // Takes no lock of ours until the lease has ended, so that nothing can delay it.
@@ -272,6 +282,24 @@ impl Volume {
             volume_guard: Mutex::new(Some(volume_guard)),
             left: Mutex::new(false),
         }))
+    }
+
+    /// What an earlier life of our own slot had committed comes into place before its journal is begun anew.
+    fn recover_own(recovery: &Recovery, heartbeat: &Heartbeat) -> Result<(), MountError> {
+        let record = heartbeat.record();
+        if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
+            return Ok(());
+        }
+        log::warn!("the last life of this host ended without leaving; recovering it");
+        let replayed = recovery.replay(heartbeat.me().slot, record.settled_up_to)?;
+        heartbeat.earlier_settled(replayed.net)?;
+        log::warn!(
+            "recovered it: {} transactions, {} blocks in place, {} of ended tenures",
+            replayed.transactions,
+            replayed.blocks,
+            replayed.skipped
+        );
+        Ok(())
     }
 
     pub fn operations(&self) -> Arc<dyn Operations> {
@@ -387,6 +415,15 @@ impl Keeper {
                 }
             }
             fs.reap();
+        }
+    }
+
+    /// Whoever dies is recovered by one of those who live.
+    fn keep_recovering(&self, recovery: &Recovery, heartbeat: &Heartbeat) {
+        while self.pause() && recovery.door().lease().allows() {
+            if let Err(e) = recovery.recover_the_dead(heartbeat.peers()) {
+                log::error!("recovery: {e}");
+            }
         }
     }
 

@@ -38,7 +38,14 @@ fn impatient() -> OpContext {
 
 fn options(name: &str) -> MountOptions {
     let uuid = [name.len() as u8; 16];
-    let host = HostIdentity { name: name.into(), uuid, boot_id: [1; 16], pid: 1, pid_namespace: 1 };
+    let host = HostIdentity {
+        name: name.into(),
+        uuid,
+        boot_id: [1; 16],
+        pid: 1,
+        pid_namespace: 1,
+        is_gone: |_| false,
+    };
     MountOptions { host, read_only: false, cache_mib: 4 }
 }
 

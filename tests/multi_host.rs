@@ -21,6 +21,8 @@ mod harness;
 mod attributes;
 #[path = "multi_host/caches.rs"]
 mod caches;
+#[path = "multi_host/deaths.rs"]
+mod deaths;
 #[path = "multi_host/files.rs"]
 mod files;
 #[path = "multi_host/lifetime.rs"]

@@ -11,6 +11,8 @@ mod model;
 mod names;
 #[path = "sim_cluster/planted.rs"]
 mod planted;
+#[path = "sim_cluster/recovery.rs"]
+mod recovery;
 #[path = "sim_cluster/registers.rs"]
 mod registers;
 #[path = "sim_cluster/space.rs"]

@@ -12,7 +12,14 @@ fn cx() -> OpContext {
 }
 
 fn host(name: &str, n: u8) -> HostIdentity {
-    HostIdentity { name: name.into(), uuid: [n; 16], boot_id: [9; 16], pid: 1, pid_namespace: 1 }
+    HostIdentity {
+        name: name.into(),
+        uuid: [n; 16],
+        boot_id: [9; 16],
+        pid: 1,
+        pid_namespace: 1,
+        is_gone: |_| false,
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::Failure;
 use crate::device::open::{DeviceIdentity, device_identity};
 use crate::fuse::mountinfo;
+use crate::volume::is_process_gone;
 
 /// How long a mount waits for a daemon whose mount is gone already.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
@@ -182,22 +183,12 @@ impl Daemon {
         // A process that ends closes its files one by one: this one may be free while the device is still
         // open. The number may mean nothing here (a PID namespace), so its end is not insisted on.
         let deadline = deadline.min(Instant::now() + EXIT_PATIENCE);
-        while is_running(&self.pid) && Instant::now() < deadline {
+        let running = || self.pid.parse().is_ok_and(|pid| !is_process_gone(pid));
+        while running() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         true
     }
-}
-
-/// Has it a thread that has not ended? One that has, and whose parent has not looked yet, has closed its files.
-fn is_running(pid: &str) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    threads.flatten().any(|thread| {
-        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { return false };
-        // PID (NAME) STATE ..., proc(5).
-        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-        !matches!(state, None | Some('Z' | 'X'))
-    })
 }
 
 #[cfg(test)]

@@ -114,8 +114,14 @@ impl<'d> Writer<'d> {
     /// One header a journal. The rings are reserved and not written: what an earlier volume left in them
     /// carries another volume id.
     pub fn journal_headers(&mut self) -> Result<(), FormatError> {
-        let empty =
-            JournalHeader { incarnation: Incarnation(0), tail_sequence: 1, tail_position: 0, chain: 0 };
+        let empty = JournalHeader {
+            incarnation: Incarnation(0),
+            tail_sequence: 1,
+            tail_position: 0,
+            chain: 0,
+            net_blocks: 0,
+            net_inodes: 0,
+        };
         let mut block = zero_block();
         for slot in self.geometry.all_slots() {
             let at = self.geometry.journal(slot);

@@ -11,13 +11,27 @@ use crate::rt::{self, Instant};
 use crate::types::{Incarnation, Owner, Slot};
 
 /// Who this host is; the same after a restart, different for every `--host` of one machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct HostIdentity {
     pub name: String,
     pub uuid: [u8; 16],
     pub boot_id: [u8; 16],
     pub pid: u32,
     pub pid_namespace: u64,
+    /// Is the process of this number, of our process id namespace, gone with all its I/O?
+    pub is_gone: fn(u32) -> bool,
+}
+
+impl HostIdentity {
+    /// Was this the slot's life of a process of this host that is provably gone? Then nothing has to be waited
+    /// for: the same machine, not restarted since, knows its processes.
+    fn outlived(&self, record: &SlotRecord) -> bool {
+        matches!(record.state, SlotState::Live | SlotState::Withdrawn)
+            && record.host_uuid == self.uuid
+            && record.boot_id == self.boot_id
+            && record.pid_namespace == self.pid_namespace
+            && (self.is_gone)(record.pid)
+    }
 }
 
 /// Why no slot could be claimed. One sentence each.
@@ -36,13 +50,15 @@ pub enum ClaimError {
 }
 
 /// How willing we are to take a slot; lower is better.
-fn rank(record: &SlotRecord, uuid: &[u8; 16]) -> Option<u8> {
+fn rank(record: &SlotRecord, host: &HostIdentity) -> Option<u8> {
     match record.state {
-        SlotState::Left | SlotState::Recovered if record.host_uuid == *uuid => Some(0),
-        SlotState::Free => Some(1),
-        SlotState::Left => Some(2),
-        // A late write of a dead host may still reach a recovered slot's journal: its own host may come
-        // back at once, others only after a quarantine, which the next version of recovery keeps.
+        // What that life owed is brought into place before anything else is done in the slot.
+        _ if host.outlived(record) => Some(0),
+        SlotState::Left | SlotState::Recovered if record.host_uuid == host.uuid => Some(1),
+        SlotState::Free => Some(2),
+        SlotState::Left => Some(3),
+        // A late write of a dead host may still reach a recovered slot's journal: only its own host may come
+        // back.
         SlotState::Recovered
         | SlotState::Live
         | SlotState::Withdrawn
@@ -77,11 +93,14 @@ pub fn claim(
                     let (other, theirs) = (record.host_name.clone(), record.logical_block_bytes);
                     return Err(ClaimError::BlockSize { other, theirs, ours });
                 }
-                if record.host_uuid == host.uuid && moves(ats, geometry, slot, record)? {
+                if record.host_uuid == host.uuid
+                    && !host.outlived(record)
+                    && moves(ats, geometry, slot, record)?
+                {
                     return Err(ClaimError::SameHost { name: host.name.clone(), slot });
                 }
             }
-            if let Some(rank) = rank(record, &host.uuid)
+            if let Some(rank) = rank(record, host)
                 && best.as_ref().is_none_or(|(r, ..)| rank < *r)
             {
                 best = Some((rank, slot, image));

@@ -77,7 +77,10 @@ struct JournalHeaderDisk {
     /*48*/ tail_sequence: U64,
     /*50*/ tail_position: U64,
     /*58*/ chain: U32,
-    /*5c*/ reserved: [u8; BLOCK_BYTES - 0x5c],
+    /*5c*/ reserved0: U32,
+    /*60*/ net_blocks: I64,
+    /*68*/ net_inodes: I64,
+    /*70*/ reserved: [u8; BLOCK_BYTES - 0x70],
 }
 const _: () = assert!(size_of::<JournalHeaderDisk>() == BLOCK_BYTES);
 
@@ -91,6 +94,9 @@ pub struct JournalHeader {
     pub tail_position: u64,
     /// Chain value of the commit before it.
     pub chain: u32,
+    /// The slot's net allocation after the commit before it.
+    pub net_blocks: i64,
+    pub net_inodes: i64,
 }
 
 /// A descriptor, decoded.
@@ -123,6 +129,8 @@ impl JournalHeader {
         disk.tail_sequence = U64::new(self.tail_sequence);
         disk.tail_position = U64::new(self.tail_position);
         disk.chain = U32::new(self.chain);
+        disk.net_blocks = I64::new(self.net_blocks);
+        disk.net_inodes = I64::new(self.net_inodes);
         block.copy_from_slice(disk.as_bytes());
         seal(&mut block[..]);
     }
@@ -147,6 +155,8 @@ impl JournalHeader {
             tail_sequence: disk.tail_sequence.get(),
             tail_position: disk.tail_position.get(),
             chain: disk.chain.get(),
+            net_blocks: disk.net_blocks.get(),
+            net_inodes: disk.net_inodes.get(),
         })
     }
 }
@@ -270,8 +280,14 @@ mod tests {
         };
         commit.encode(volume, at, &mut block);
         assert_eq!(Commit::decode(&block, volume, at), Ok(commit));
-        let header =
-            JournalHeader { incarnation: Incarnation(2), tail_sequence: 11, tail_position: 5, chain: 1 };
+        let header = JournalHeader {
+            incarnation: Incarnation(2),
+            tail_sequence: 11,
+            tail_position: 5,
+            chain: 1,
+            net_blocks: 7,
+            net_inodes: -2,
+        };
         header.encode(volume, at, &mut block);
         assert_eq!(JournalHeader::decode(&block, volume, at, 6), Ok(header));
         assert!(JournalHeader::decode(&block, volume, at, 5).is_err());

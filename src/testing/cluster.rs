@@ -37,7 +37,7 @@ use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::superblock::Superblock;
 use crate::layout::{Block, RECORD_BYTES, zero_block};
-use crate::rt::sim::{SimRng, Simulation, on_failure, on_host, spawn_on};
+use crate::rt::sim::{SimRng, Simulation, kill_host, on_failure, on_host, spawn_on};
 use crate::rt::{HostTag, JoinHandle};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 use crate::volume::{MountError, MountOptions, Volume};
@@ -141,6 +141,7 @@ impl Cluster {
             boot_id: [tag.0 as u8 + 100; 16],
             pid: 1,
             pid_namespace: 1,
+            is_gone: |_| true,
         };
         let options = MountOptions { host, read_only: false, cache_mib: 4 };
         spawn_on(tag, "mount", move || Volume::mount(device, options))
@@ -204,6 +205,17 @@ impl Cluster {
         }
     }
 
+    /// A host dies where it stands: no thread of it runs again. What it sent to the LUN still arrives.
+    pub fn kill(&mut self, host: usize) -> HostTag {
+        let host = self.hosts.remove(host);
+        let tag = host.tag;
+        kill_host(tag);
+        // Its threads died holding its own locks; nothing of it may be dropped, as nothing of a machine that lost
+        // its power is.
+        std::mem::forget(host);
+        tag
+    }
+
     /// All hosts leave, at once; their slots say so.
     pub fn leave(&mut self) {
         let leaving: Vec<_> = self
@@ -222,6 +234,11 @@ impl Cluster {
             left.unwrap_or_else(|e| panic!("{tag} leaves: {e}"));
             assert_eq!(reason.as_deref(), Some("left the volume"), "{tag}");
         }
+    }
+
+    /// Is it the slot of a host of this cluster that was not killed?
+    pub fn lives(&self, record: &SlotRecord) -> bool {
+        self.hosts.iter().any(|h| h.volume.heartbeat().record().address == record.address)
     }
 
     /// What every slot says.
@@ -254,7 +271,7 @@ impl Cluster {
     /// The checks of a volume that nobody has mounted.
     pub fn at_rest(&self) -> Audit {
         for slot in self.slots() {
-            let good = matches!(slot.state, SlotState::Left | SlotState::Free);
+            let good = matches!(slot.state, SlotState::Left | SlotState::Free | SlotState::Recovered);
             assert!(good, "after everybody left a slot says {:?}", slot.state);
         }
         let audit = audit::audit(&self.superblock, &|at| Ok(self.block(at)));
@@ -268,6 +285,11 @@ fn wishes(judge: &Judge, geometry: &Geometry) -> String {
     let mut text = String::new();
     for slot in geometry.all_slots() {
         let at = geometry.request(slot);
+        if let Some(record) = judge.slot_on_lun(slot).filter(|r| r.state != SlotState::Free) {
+            let (name, state) = (record.host_name, record.state);
+            let by = record.recoverer.map(|by| format!(" by {by}")).unwrap_or_default();
+            text.push_str(&format!("  {slot:?}: {name}, life {}, {state:?}{by}\n", record.incarnation.0));
+        }
         let bytes = judge.lun.contents(at.offset_bytes(), BLOCK_BYTES);
         let block = bytes.first_chunk().and_then(|b| RequestBlock::decode(b, judge.volume, at).ok());
         for request in block.into_iter().flat_map(|b| b.requests) {

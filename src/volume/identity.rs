@@ -31,7 +31,25 @@ pub fn local_identity(name: Option<&str>) -> HostIdentity {
         .ok()
         .and_then(|link| link.to_str()?.trim_start_matches("pid:[").trim_end_matches(']').parse().ok())
         .unwrap_or(0);
-    HostIdentity { name, uuid, boot_id, pid: std::process::id(), pid_namespace }
+    HostIdentity { name, uuid, boot_id, pid: std::process::id(), pid_namespace, is_gone: is_process_gone }
+}
+
+/// Has the process closed everything it had open? So it has when each of its threads has ended, also before
+/// its parent looked. What can't be read counts as running.
+pub fn is_process_gone(pid: u32) -> bool {
+    let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        // Without /proc nothing is known.
+        Err(e) => {
+            return e.kind() == std::io::ErrorKind::NotFound && std::path::Path::new("/proc/self").exists();
+        }
+    };
+    threads.flatten().all(|thread| {
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { return true };
+        // PID (NAME) STATE ..., proc(5).
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        matches!(state, None | Some('Z' | 'X'))
+    })
 }
 
 fn random_id() -> [u8; 16] {

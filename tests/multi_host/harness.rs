@@ -285,6 +285,15 @@ impl Cluster {
         assert!(!host.is_mounted() && !host.is_alive(), "{} left", host.name);
     }
 
+    /// The daemon of a host dies without a chance to do anything; its dead mount is taken off.
+    pub fn kill(&mut self, host: usize) -> String {
+        let host = self.hosts.remove(host);
+        host.signal(Signal::SIGKILL);
+        until("the daemon dies", || !host.is_alive());
+        umount2(&host.dir, MntFlags::MNT_DETACH).expect("a dead mount can be taken off");
+        host.name
+    }
+
     /// `lunfs status --json`: the slots that were ever claimed, as (host, state).
     pub fn states(&self) -> Vec<(String, String)> {
         let output = lunfs().args(["status", "--json"]).arg(self.image()).output().expect("status runs");

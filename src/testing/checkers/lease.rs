@@ -48,7 +48,12 @@ impl Judge {
         let who = c.host;
         let lease = Duration::from_millis(after.durations.lease_ms.into());
         if after.incarnation != before.incarnation {
-            let free = matches!(before.state, SlotState::Free | SlotState::Left | SlotState::Recovered);
+            // A host that comes back takes its slot as its last life left it, and recovers that life first.
+            let back = matches!(before.state, SlotState::Live | SlotState::Withdrawn)
+                && before.host_uuid == after.host_uuid
+                && before.settled_up_to == after.settled_up_to;
+            let free =
+                back || matches!(before.state, SlotState::Free | SlotState::Left | SlotState::Recovered);
             assert!(
                 free && after.state == SlotState::Live && after.incarnation.0 == before.incarnation.0 + 1,
                 "check 2: {who} claims {slot:?} from {:?}: {:?}, life {}",
@@ -62,9 +67,18 @@ impl Judge {
             notes.hosts.insert(who, HostState { me, beats, live: true });
             return;
         }
-        let Some(host) = notes.hosts.get_mut(&who).filter(|h| h.live) else {
+        let Some(me) = notes.hosts.get(&who).filter(|h| h.live).map(|h| h.me) else {
             panic!("check 2: {who} changes {slot:?} without having claimed it");
         };
+        if me.slot != slot {
+            let dead = Owner { slot, incarnation: after.incarnation };
+            return self.judge_recovery(notes, c, me, dead, before, after);
+        }
+        if after.settled_up_to != before.settled_up_to && after.state == SlotState::Live {
+            // Its own last life is recovered.
+            self.forget_births(notes, slot);
+        }
+        let Some(host) = notes.hosts.get_mut(&who) else { return };
         let own = host.me.slot == slot && host.me.incarnation == after.incarnation;
         assert!(own, "check 2: {who} is {} and changes {slot:?}, life {}", host.me, after.incarnation.0);
         assert!(
@@ -93,6 +107,49 @@ impl Judge {
             }
             SlotState::Withdrawn => host.live = false,
             other => panic!("check 2: {who} puts its own slot into state {other:?}"),
+        }
+    }
+
+    /// A swap of another host's slot: only by its one recoverer, and not before its lease is over.
+    fn judge_recovery(
+        &self,
+        notes: &mut Notes,
+        c: &Executed<'_>,
+        me: Owner,
+        dead: Owner,
+        before: &SlotRecord,
+        after: &SlotRecord,
+    ) {
+        let who = c.host;
+        let lease_over = |notes: &Notes, owner: Owner| {
+            let of = notes.hosts.values().find(|h| h.me == owner);
+            of.is_none_or(|h| !h.live || h.beats.iter().all(|(_, until)| *until <= c.issued))
+        };
+        match (before.state, after.state) {
+            (SlotState::Live, SlotState::Recovering) => {
+                assert!(lease_over(notes, dead), "check 2: {who} ({me}) recovers {dead} inside its lease");
+            }
+            (SlotState::Withdrawn, SlotState::Recovering) => {}
+            (SlotState::Recovering, SlotState::Recovering) => {
+                let by = before.recoverer.filter(|by| *by != me);
+                let over = by.is_none_or(|by| lease_over(notes, by));
+                assert!(over, "check 2: {who} ({me}) takes over a recovery from {by:?}, which lives");
+            }
+            (SlotState::Recovering, SlotState::Recovered | SlotState::Unrecoverable) => {
+                assert_eq!(before.recoverer, Some(me), "check 2: {who} ({me}) ends another's recovery");
+                let settled = after.settled_up_to == after.incarnation;
+                assert_eq!(settled, after.state == SlotState::Recovered, "check 2: {who} settles {dead}");
+                self.forget_births(notes, dead.slot);
+            }
+            (from, to) => {
+                panic!("check 2: {who} ({me}) changes {:?} of {dead}: {from:?} to {to:?}", dead.slot)
+            }
+        }
+        if after.state == SlotState::Recovering {
+            assert_eq!(after.recoverer, Some(me), "check 2: {who} ({me}) names another recoverer");
+        }
+        if let Some(host) = notes.hosts.values_mut().find(|h| h.me == dead) {
+            host.live = false;
         }
     }
 

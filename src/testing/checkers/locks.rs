@@ -45,6 +45,11 @@ impl Judge {
         }
         match before.mode {
             LockMode::Exclusive { owner, .. } if owner == me => self.by_owner(me, after),
+            LockMode::Exclusive { owner, .. } if self.recovers(me, owner) => {
+                let same =
+                    LockRecord { swap_counter: after.swap_counter, nonce: after.nonce, ..before.clone() };
+                rule(*after == same, "a recoverer changes more of a lock than its nonce")
+            }
             LockMode::Exclusive { owner, .. } => {
                 rule(
                     self.is_settled(owner),
@@ -108,6 +113,14 @@ impl Judge {
             LockMode::Free if others.iter().all(|slot| self.is_empty_slot(slot)) => Ok(()),
             LockMode::Free => Err("made free while others share it"),
         }
+    }
+
+    /// Is this host the one recoverer of that life: marked in its slot, or the slot's next life?
+    pub(super) fn recovers(&self, me: Owner, owner: Owner) -> bool {
+        let Some(record) = self.slot_on_lun(owner.slot) else { return false };
+        let marked = record.state == SlotState::Recovering && record.recoverer == Some(me);
+        let next = owner.slot == me.slot && owner.incarnation < me.incarnation;
+        (marked || next) && !record.settled(owner.incarnation)
     }
 
     fn is_settled(&self, owner: Owner) -> bool {

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::{Judge, Notes, Place};
 use crate::device::sim::Executed;
-use crate::layout::geometry::{GROUP_BLOCKS, GROUP_INODES};
+use crate::layout::cluster::ClusterMap;
+use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::{Magic, header_of};
-use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Owner};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Owner, Slot};
 
 const METADATA: [Magic; 4] = [Magic::ClusterHeader, Magic::ClusterMap, Magic::Inode, Magic::TreeNode];
 
@@ -15,6 +16,12 @@ impl Judge {
     pub(super) fn judge_write(&self, notes: &mut Notes, c: &Executed<'_>, blocks: Range<u64>) {
         let who = c.host;
         let Some(me) = notes.hosts.get(&who).map(|h| h.me) else { return };
+        let magic = |block: &[u8]| header_of(block).map(|h| h.magic.get());
+        let birth = c.after.chunks(BLOCK_BYTES).any(|b| magic(b) == Some(Magic::Lock.value()));
+        if c.issuer_killed && birth {
+            // Perhaps torn; in any case of a host that can't commit it any more: it stays free space.
+            return;
+        }
         for number in blocks {
             let at = BlockNo(number);
             let place = self.place(notes, at);
@@ -52,6 +59,10 @@ impl Judge {
             return self.judge_birth(notes, c, me, at, after);
         }
         let Some(header) = header.filter(|h| METADATA.iter().any(|m| h.magic.get() == m.value())) else {
+            if c.issuer_killed {
+                // The part of a metadata block that got there; its journal has the whole.
+                return;
+            }
             let Place::Cluster(cluster) = place else {
                 panic!("check 2: {who} ({me}) writes data over {at}, {place:?}");
             };
@@ -66,13 +77,36 @@ impl Judge {
         let lock = BlockNo(header.lock.get());
         let names_me = matches!(
             self.lock_on_lun(lock),
-            Some(LockRecord { mode: LockMode::Exclusive { owner, .. }, .. }) if owner == me
+            Some(LockRecord { mode: LockMode::Exclusive { owner, .. }, .. })
+                if owner == me || self.recovers(me, owner)
         );
         assert!(
             names_me,
             "check 2: {who} ({me}) writes metadata at {at}, covered by lock {lock}, which says {:?}",
             self.lock_on_lun(lock)
         );
+    }
+
+    /// A life ended: groups that it gave birth to and did not live to commit lie in free space again.
+    pub(super) fn forget_births(&self, notes: &mut Notes, dead: Slot) {
+        let uncommitted = |lock: &BlockNo| {
+            let by_dead = self.lock_on_lun(*lock).is_some_and(
+                |r| matches!(r.mode, LockMode::Exclusive { owner, .. } if owner.slot == dead && r.swap_counter == 1),
+            );
+            by_dead && !self.is_group(*lock)
+        };
+        notes.born.retain(|lock| !uncommitted(lock));
+    }
+
+    /// Does the map on the LUN say that the lock's group exists?
+    fn is_group(&self, lock: BlockNo) -> bool {
+        let Some(cluster) = self.geometry.cluster_of(lock) else { return true };
+        let chunk = (lock.0 - self.geometry.cluster(cluster).0) / GROUP_BLOCKS;
+        let at = self.geometry.cluster_map(cluster, chunk / CHUNKS_PER_MAP);
+        let bytes = self.lun.contents(at.offset_bytes(), BLOCK_BYTES);
+        let Some(block) = bytes.first_chunk::<BLOCK_BYTES>() else { return false };
+        let map = ClusterMap::parse(block, self.volume, at);
+        map.is_ok_and(|map| map.chunks[(chunk % CHUNKS_PER_MAP) as usize].group == 1)
     }
 
     fn group_body(&self, notes: &Notes, at: BlockNo) -> bool {

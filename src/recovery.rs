@@ -1,0 +1,275 @@
+//! Recovery: what a dead host had committed is brought into place, then what it held is free.
+//!
+//! The order, each step an image on the disk that outlives the recoverer:
+//!
+//! 1. Mark the dead one's slot, from the image that was watched for its dead time: only one host wins, and a
+//!    host that was not dead after all meets the mark at its next beat and stops.
+//! 2. Scan its journal.
+//! 3. For each lock under which it logged something: if the lock still shows exactly that life and that
+//!    tenure, swap it once (same owner, same tenure, new nonce), so that no late swap of the dead can land.
+//! 4. Write the images made under those tenures in place, and flush. Invariant 8: an image made under any other
+//!    tenure is old, because its lock left the dead one, and before a lock leaves all of it is in place.
+//! 5. Publish in the slot that this life is settled. From then on its locks can be taken by anybody.
+//!
+//! A recoverer that dies is recovered itself, and its mark in the slot is taken over: every step can be done
+//! again. A journal that can't be read is a verdict that stays in the slot; what the dead one held gives
+//! errors until a repair, and nothing else stops.
+//!
+//! Replay takes no lock, waits for no host, and never writes a lock block. Orphans are ordinary work of the
+//! filesystem, afterwards.
+//!
+//! Not for: deciding that a host is dead (`heartbeat`), or stopping one that only seems so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::ats::{Ats, AtsError, Image, Swapped};
+use crate::device::{AlignedBuf, DeviceError};
+use crate::heartbeat::{Liveness, Peers};
+use crate::journal::{Logged, Ring, ScanError, Scanned, scan};
+use crate::layout::geometry::Geometry;
+use crate::layout::lock::{LockMode, LockRecord};
+use crate::layout::slot::{SlotRecord, SlotState};
+use crate::layout::{Magic, header_of, verify};
+use crate::lease::{Door, IoClass};
+use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, Owner, Slot, Tenure};
+
+/// Blocks written by one command at most: 1 MiB.
+const BLOCKS_PER_WRITE: usize = 256;
+
+/// Why a slot was not recovered by this call.
+#[derive(Debug, Error)]
+pub enum RecoveryError {
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// It is said in the slot, for fsck to repair.
+    #[error("the journal of {owner} can't be replayed: {reason}")]
+    Unrecoverable { owner: Owner, reason: String },
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recovered {
+    /// This host did it.
+    Done(Replayed),
+    /// It needs none, or somebody else is at it.
+    NotNeeded,
+}
+
+/// What a replay brought into place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Replayed {
+    pub transactions: u64,
+    pub blocks: u64,
+    /// Images of tenures that had ended.
+    pub skipped: u64,
+    pub net: Option<(i64, i64)>,
+}
+
+/// Recovers other slots, and the earlier life of our own.
+pub struct Recovery {
+    ats: Arc<Ats>,
+    geometry: Geometry,
+    me: Owner,
+}
+
+impl Recovery {
+    pub fn new(ats: Arc<Ats>, geometry: Geometry, me: Owner) -> Self {
+        Recovery { ats, geometry, me }
+    }
+
+    pub fn door(&self) -> &Arc<Door> {
+        self.ats.door()
+    }
+
+    /// Recovers every slot whose life is dead and that nobody living recovers. Returns how many.
+    pub fn recover_the_dead(&self, peers: &Peers) -> Result<u32, RecoveryError> {
+        let mut count = 0;
+        for slot in self.geometry.all_slots().filter(|slot| *slot != self.me.slot) {
+            let Some(seen) = peers.last_seen(slot) else { continue };
+            let owner = Owner { slot, incarnation: seen.incarnation };
+            if seen.incarnation.0 > 0 && peers.liveness(owner) == Liveness::Dead {
+                count += u32::from(matches!(self.recover(peers, &seen)?, Recovered::Done(_)));
+            }
+        }
+        Ok(count)
+    }
+
+    /// Recovers the slot that was seen like this and is dead as its watcher judges.
+    fn recover(&self, peers: &Peers, seen: &SlotRecord) -> Result<Recovered, RecoveryError> {
+        let slot_at = seen.address;
+        let image: Image<SlotRecord> = self.ats.read(IoClass::Lock, slot_at)?;
+        if image.record.nonce != seen.nonce {
+            // It moved since: the watcher judges anew.
+            return Ok(Recovered::NotNeeded);
+        }
+        let owner = match self.owner(slot_at, seen.incarnation) {
+            Some(owner) => owner,
+            None => return Ok(Recovered::NotNeeded),
+        };
+        if let Some(by) = seen.recoverer.filter(|by| seen.state == SlotState::Recovering && *by != self.me)
+            && peers.liveness(by) == Liveness::Living
+        {
+            return Ok(Recovered::NotNeeded);
+        }
+        log::warn!("recovering host \"{}\" ({owner}), which is {}", seen.host_name, state_word(seen.state));
+        let marked = SlotRecord {
+            state: SlotState::Recovering,
+            beat: seen.beat + 1,
+            recoverer: Some(self.me),
+            ..image.record.clone()
+        };
+        let Swapped::Done(image) = self.ats.swap(IoClass::Lock, &image, &marked)? else {
+            // Another host was faster, or it lives.
+            return Ok(Recovered::NotNeeded);
+        };
+        self.ats.settle(IoClass::Lock)?;
+        let ended = match self.replay(owner.slot, seen.settled_up_to) {
+            Ok(replayed) => Ok(replayed),
+            Err(RecoveryError::Unrecoverable { reason, .. }) => Err(reason),
+            Err(passing) => return Err(passing),
+        };
+        let mut record = image.record.clone();
+        record.beat += 1;
+        match &ended {
+            Ok(replayed) => {
+                record.state = SlotState::Recovered;
+                record.settled_up_to = record.incarnation;
+                if let Some((blocks, inodes)) = replayed.net {
+                    (record.net_blocks, record.net_inodes) = (blocks, inodes);
+                }
+            }
+            Err(_) => record.state = SlotState::Unrecoverable,
+        }
+        if let Swapped::Miscompare(found) = self.ats.swap(IoClass::Lock, &image, &record)? {
+            log::warn!("the slot of {owner} was changed while it was recovered: {:?}", found.record.state);
+            return Ok(Recovered::NotNeeded);
+        }
+        self.ats.settle(IoClass::Lock)?;
+        peers.fresh(owner.slot)?;
+        match ended {
+            Ok(replayed) => {
+                log::warn!(
+                    "recovered {owner}: {} transactions, {} blocks in place, {} of ended tenures",
+                    replayed.transactions,
+                    replayed.blocks,
+                    replayed.skipped
+                );
+                Ok(Recovered::Done(replayed))
+            }
+            Err(reason) => Err(RecoveryError::Unrecoverable { owner, reason }),
+        }
+    }
+
+    fn owner(&self, slot_at: BlockNo, incarnation: Incarnation) -> Option<Owner> {
+        let slot = self.geometry.all_slots().find(|slot| self.geometry.slot(*slot) == slot_at)?;
+        Some(Owner { slot, incarnation })
+    }
+
+    /// Brings what the journal of a slot holds into place, unless that life is settled. Can be repeated.
+    pub fn replay(&self, slot: Slot, settled_up_to: Incarnation) -> Result<Replayed, RecoveryError> {
+        let ring = Ring::of(&self.geometry, slot);
+        let scanned = match scan(self.ats.door(), self.ats.volume(), ring) {
+            Ok(scanned) => scanned,
+            Err(ScanError::Device(e)) => return Err(e.into()),
+            Err(e) => {
+                let owner = Owner { slot, incarnation: settled_up_to };
+                return Err(RecoveryError::Unrecoverable { owner, reason: e.to_string() });
+            }
+        };
+        let Scanned { incarnation, transactions, images, net } = scanned;
+        if incarnation <= settled_up_to {
+            // The life that ended did not come as far as writing its journal.
+            return Ok(Replayed::default());
+        }
+        let owner = Owner { slot, incarnation };
+        let mut replayed = Replayed { transactions, net, ..Replayed::default() };
+        let mut held: BTreeMap<BlockNo, Option<Tenure>> = BTreeMap::new();
+        let mut valid = Vec::new();
+        for logged in images {
+            let tenure = match held.get(&logged.lock) {
+                Some(tenure) => *tenure,
+                None => {
+                    let tenure = self.pin(owner, logged.lock)?;
+                    held.insert(logged.lock, tenure);
+                    tenure
+                }
+            };
+            if tenure != Some(logged.tenure) {
+                replayed.skipped += 1;
+                continue;
+            }
+            self.check(owner, &logged)?;
+            valid.push(logged);
+        }
+        // The swaps must not be undone by a device that forgets, after what they protect was written.
+        self.ats.settle(IoClass::Lock)?;
+        self.put_in_place(&valid)?;
+        replayed.blocks = valid.len() as u64;
+        Ok(replayed)
+    }
+
+    /// The tenure in which this life holds the lock; the lock is swapped once, so that nothing of the dead one
+    /// can change it any more.
+    fn pin(&self, owner: Owner, lock: BlockNo) -> Result<Option<Tenure>, RecoveryError> {
+        let mut image: Image<LockRecord> = match self.ats.read(IoClass::Lock, lock) {
+            Ok(image) => image,
+            Err(AtsError::Damaged(e)) => {
+                return Err(RecoveryError::Unrecoverable { owner, reason: e.to_string() });
+            }
+            Err(e) => return Err(e.into()),
+        };
+        loop {
+            let tenure = match image.record.mode {
+                LockMode::Exclusive { owner: holder, tenure } if holder == owner => tenure,
+                _ => return Ok(None),
+            };
+            let to = LockRecord { swap_counter: image.record.swap_counter + 1, ..image.record.clone() };
+            match self.ats.swap(IoClass::Lock, &image, &to)? {
+                Swapped::Done(_) => return Ok(Some(tenure)),
+                Swapped::Miscompare(found) => image = found,
+            }
+        }
+    }
+
+    /// Is it an image of the block that it is to become, and of one that may be written at all?
+    fn check(&self, owner: Owner, logged: &Logged) -> Result<(), RecoveryError> {
+        let reason = |reason: String| RecoveryError::Unrecoverable { owner, reason };
+        let magic = header_of(&logged.bytes[..]).map(|h| h.magic.get());
+        let kinds = [Magic::Inode, Magic::TreeNode, Magic::ClusterHeader, Magic::ClusterMap];
+        let Some(kind) = kinds.into_iter().find(|kind| Some(kind.value()) == magic) else {
+            return Err(reason(format!("an image of block {} is of no kind that is logged", logged.block)));
+        };
+        verify(&logged.bytes[..], kind, self.ats.volume(), logged.block).map_err(|e| reason(e.to_string()))
+    }
+
+    fn put_in_place(&self, images: &[Logged]) -> Result<(), RecoveryError> {
+        let door = self.ats.door();
+        let mut rest = images;
+        while let Some(first) = rest.first() {
+            let run = (1..rest.len().min(BLOCKS_PER_WRITE))
+                .find(|n| rest.get(*n).is_none_or(|l| l.block != first.block.plus(*n as u64)))
+                .unwrap_or(rest.len().min(BLOCKS_PER_WRITE));
+            let (now, later) = rest.split_at(run);
+            let mut buf = AlignedBuf::zeroed(run * BLOCK_BYTES);
+            for (logged, to) in now.iter().zip(buf.chunks_exact_mut(BLOCK_BYTES)) {
+                to.copy_from_slice(&logged.bytes[..]);
+            }
+            door.write(IoClass::Metadata, first.block, &buf)?;
+            rest = later;
+        }
+        Ok(door.flush(IoClass::Metadata)?)
+    }
+}
+
+fn state_word(state: SlotState) -> &'static str {
+    match state {
+        SlotState::Withdrawn => "withdrawn",
+        SlotState::Recovering => "half recovered by a host that is gone",
+        _ => "dead",
+    }
+}
