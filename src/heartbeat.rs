@@ -215,21 +215,7 @@ impl Heartbeat {
             self.published.net_blocks.store(blocks, Ordering::Relaxed);
             self.published.net_inodes.store(inodes, Ordering::Relaxed);
         }
-        let mut image = self.image.lock();
-        let mut record = image.record.clone();
-        record.beat += 1;
-        record.settled_up_to = Incarnation(record.incarnation.0 - 1);
-        record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
-        record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
-        match self.ats.swap(IoClass::Setup, &image, &record)? {
-            Swapped::Done(new) => *image = new,
-            Swapped::Miscompare(found) => {
-                let reason = declared_dead(&image.record, &found.record);
-                log::error!("{}: {reason}", self.me);
-                self.lease.end(&reason);
-            }
-        }
-        self.ats.settle(IoClass::Setup)
+        self.change_slot(|record| record.settled_up_to = Incarnation(record.incarnation.0.saturating_sub(1)))
     }
 
     /// Ends this life: cleanly, where nothing is outstanding. Where an earlier life of the slot still has to be
@@ -240,17 +226,23 @@ impl Heartbeat {
             // A panic of the thread was reported when it happened; leaving goes on.
             let _ = thread.join();
         }
+        self.change_slot(|record| {
+            if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
+                record.state = SlotState::Left;
+                record.settled_up_to = record.incarnation;
+            } else {
+                record.state = SlotState::Withdrawn;
+            }
+        })
+    }
+
+    /// Changes more of our slot than a beat does, and makes it durable.
+    fn change_slot(&self, change: impl FnOnce(&mut SlotRecord)) -> Result<(), AtsError> {
         let mut image = self.image.lock();
         let mut record = image.record.clone();
         record.beat += 1;
-        if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
-            record.state = SlotState::Left;
-            record.settled_up_to = record.incarnation;
-        } else {
-            record.state = SlotState::Withdrawn;
-        }
-        record.net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
-        record.net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
+        change(&mut record);
+        (record.net_blocks, record.net_inodes) = self.published.net();
         match self.ats.swap(IoClass::Setup, &image, &record)? {
             Swapped::Done(new) => *image = new,
             Swapped::Miscompare(found) => {

@@ -51,15 +51,6 @@ pub enum RecoveryError {
     Unrecoverable { owner: Owner, reason: String },
 }
 
-/// What became of a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Recovered {
-    /// This host did it.
-    Done(Replayed),
-    /// It needs none, or somebody else is at it.
-    NotNeeded,
-}
-
 /// What a replay brought into place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Replayed {
@@ -86,35 +77,37 @@ impl Recovery {
         self.ats.door()
     }
 
-    /// Recovers every slot whose life is dead and that nobody living recovers. Returns how many.
-    pub fn recover_the_dead(&self, peers: &Peers) -> Result<u32, RecoveryError> {
-        let mut count = 0;
+    /// Recovers every slot whose life is dead and that nobody living recovers. One that can't be recovered now
+    /// keeps none of the others waiting.
+    pub fn recover_the_dead(&self, peers: &Peers) {
         for slot in self.geometry.all_slots().filter(|slot| *slot != self.me.slot) {
             let Some(seen) = peers.last_seen(slot) else { continue };
             let owner = Owner { slot, incarnation: seen.incarnation };
-            if seen.incarnation.0 > 0 && peers.liveness(owner) == Liveness::Dead {
-                count += u32::from(matches!(self.recover(peers, &seen)?, Recovered::Done(_)));
+            if seen.incarnation.0 > 0
+                && peers.liveness(owner) == Liveness::Dead
+                && let Err(e) = self.recover(peers, &seen)
+            {
+                log::error!("recovering {owner}: {e}");
             }
         }
-        Ok(count)
     }
 
     /// Recovers the slot that was seen like this and is dead as its watcher judges.
-    fn recover(&self, peers: &Peers, seen: &SlotRecord) -> Result<Recovered, RecoveryError> {
+    fn recover(&self, peers: &Peers, seen: &SlotRecord) -> Result<(), RecoveryError> {
         let slot_at = seen.address;
         let image: Image<SlotRecord> = self.ats.read(IoClass::Lock, slot_at)?;
         if image.record.nonce != seen.nonce {
             // It moved since: the watcher judges anew.
-            return Ok(Recovered::NotNeeded);
+            return Ok(());
         }
         let owner = match self.owner(slot_at, seen.incarnation) {
             Some(owner) => owner,
-            None => return Ok(Recovered::NotNeeded),
+            None => return Ok(()),
         };
         if let Some(by) = seen.recoverer.filter(|by| seen.state == SlotState::Recovering && *by != self.me)
             && peers.liveness(by) == Liveness::Living
         {
-            return Ok(Recovered::NotNeeded);
+            return Ok(());
         }
         log::warn!("recovering host \"{}\" ({owner}), which is {}", seen.host_name, state_word(seen.state));
         let marked = SlotRecord {
@@ -125,7 +118,7 @@ impl Recovery {
         };
         let Swapped::Done(image) = self.ats.swap(IoClass::Lock, &image, &marked)? else {
             // Another host was faster, or it lives.
-            return Ok(Recovered::NotNeeded);
+            return Ok(());
         };
         self.ats.settle(IoClass::Lock)?;
         let ended = match self.replay(owner.slot, seen.settled_up_to) {
@@ -147,7 +140,7 @@ impl Recovery {
         }
         if let Swapped::Miscompare(found) = self.ats.swap(IoClass::Lock, &image, &record)? {
             log::warn!("the slot of {owner} was changed while it was recovered: {:?}", found.record.state);
-            return Ok(Recovered::NotNeeded);
+            return Ok(());
         }
         self.ats.settle(IoClass::Lock)?;
         peers.fresh(owner.slot)?;
@@ -159,7 +152,7 @@ impl Recovery {
                     replayed.blocks,
                     replayed.skipped
                 );
-                Ok(Recovered::Done(replayed))
+                Ok(())
             }
             Err(reason) => Err(RecoveryError::Unrecoverable { owner, reason }),
         }
@@ -216,6 +209,10 @@ impl Recovery {
     /// The tenure in which this life holds the lock; the lock is swapped once, so that nothing of the dead one
     /// can change it any more.
     fn pin(&self, owner: Owner, lock: BlockNo) -> Result<Option<Tenure>, RecoveryError> {
+        if lock.0 >= self.geometry.size_blocks {
+            let reason = format!("lock {lock} lies behind the volume's end");
+            return Err(RecoveryError::Unrecoverable { owner, reason });
+        }
         let mut image: Image<LockRecord> = match self.ats.read(IoClass::Lock, lock) {
             Ok(image) => image,
             Err(AtsError::Damaged(e)) => {
@@ -239,7 +236,13 @@ impl Recovery {
     /// Is it an image of the block that it is to become, and of one that may be written at all?
     fn check(&self, owner: Owner, logged: &Logged) -> Result<(), RecoveryError> {
         let reason = |reason: String| RecoveryError::Unrecoverable { owner, reason };
-        let magic = header_of(&logged.bytes[..]).map(|h| h.magic.get());
+        let header = header_of(&logged.bytes[..]);
+        let magic = header.map(|h| h.magic.get());
+        if header.is_none_or(|h| h.lock.get() != logged.lock.0) || logged.block.0 >= self.geometry.size_blocks
+        {
+            let (block, lock) = (logged.block, logged.lock);
+            return Err(reason(format!("the image of block {block} was not made under lock {lock}")));
+        }
         let kinds = [Magic::Inode, Magic::TreeNode, Magic::ClusterHeader, Magic::ClusterMap];
         let Some(kind) = kinds.into_iter().find(|kind| Some(kind.value()) == magic) else {
             return Err(reason(format!("an image of block {} is of no kind that is logged", logged.block)));

@@ -421,9 +421,7 @@ impl Keeper {
     /// Whoever dies is recovered by one of those who live.
     fn keep_recovering(&self, recovery: &Recovery, heartbeat: &Heartbeat) {
         while self.pause() && recovery.door().lease().allows() {
-            if let Err(e) = recovery.recover_the_dead(heartbeat.peers()) {
-                log::error!("recovery: {e}");
-            }
+            recovery.recover_the_dead(heartbeat.peers());
         }
     }
 

@@ -95,7 +95,7 @@ fn it_shows_what_it_claims_and_leaves_nothing() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     for line in [
         "LunFS: two hosts, one disk.",
-        "  ok  alpha writes vm.conf; beta reads the same bytes",
+        "  ok  alpha writes guest.conf; beta reads the same bytes",
         "  ok  beta renames it to web.conf; alpha finds only the new name",
         "none is lost",
         "compare-and-writes",

@@ -513,7 +513,7 @@ fn plain_threads_can_use_the_lun_too() {
 /// Prints how many commands a real second simulates:
 /// `cargo test --release --test sim_rt command_rate -- --ignored --nocapture`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "measures the simulated LUN's speed and asserts nothing; run it by hand"]
 fn command_rate() {
     let start = std::time::Instant::now();
     let total = Simulation::new(1).run(|| {

@@ -361,7 +361,7 @@ fn values_that_are_too_long_and_roots_that_are_too_short_are_refused() {
 
 /// `cargo test --release --test tree -- --ignored --nocapture speed`
 #[test]
-#[ignore = "prints numbers"]
+#[ignore = "measures the tree's speed and asserts nothing; run it by hand"]
 fn speed() {
     directory::speed();
     extents::speed();

@@ -181,7 +181,7 @@ fn an_append_goes_to_the_true_end() {
 
 /// Not a test of correctness: prints how long a stat takes. `cargo test --release -- --ignored latency`.
 #[test]
-#[ignore = "measures"]
+#[ignore = "measures how long a stat takes and asserts nothing; run it by hand"]
 fn latency() {
     if !can_mount() {
         return;

@@ -48,29 +48,29 @@ fn expect_names(found: &BTreeSet<String>, expected: &BTreeSet<String>) -> Result
 /// What one host does is there for the other as soon as the call has returned.
 pub fn one_filesystem(story: &mut Story, alpha: &Host, beta: &Host) {
     story.chapter("One filesystem: what a host has done, the other sees at once");
-    story.check("alpha writes vm.conf; beta reads the same bytes", || {
+    story.check("alpha writes guest.conf; beta reads the same bytes", || {
         let said = b"memory=4096\ncpus=2\n";
-        fs::write(alpha.path("vm.conf"), said).map_err(text)?;
+        fs::write(alpha.path("guest.conf"), said).map_err(text)?;
         let begun = Instant::now();
-        let found = fs::read(beta.path("vm.conf")).map_err(text)?;
+        let found = fs::read(beta.path("guest.conf")).map_err(text)?;
         let took = begun.elapsed();
         expect(found, said.to_vec(), |f, _| format!("beta read {:?}", String::from_utf8_lossy(&f)))?;
         Ok(format!("first read {}", duration(took)))
     });
     story.check("beta has it cached; alpha changes it; beta reads the new bytes", || {
-        let path = beta.path("vm.conf");
+        let path = beta.path("guest.conf");
         for _ in 0..3 {
             fs::read(&path).map_err(text)?;
         }
-        let file = OpenOptions::new().write(true).open(alpha.path("vm.conf")).map_err(text)?;
+        let file = OpenOptions::new().write(true).open(alpha.path("guest.conf")).map_err(text)?;
         file.write_all_at(b"memory=8192", 0).map_err(text)?;
         let found = fs::read_to_string(&path).map_err(text)?;
         expect(found, "memory=8192\ncpus=2\n".to_owned(), |f, _| format!("beta read {f:?}"))?;
         Ok(String::new())
     });
     story.check("beta renames it to web.conf; alpha finds only the new name", || {
-        fs::rename(beta.path("vm.conf"), beta.path("web.conf")).map_err(text)?;
-        let (old, new) = (alpha.path("vm.conf").exists(), alpha.path("web.conf").exists());
+        fs::rename(beta.path("guest.conf"), beta.path("web.conf")).map_err(text)?;
+        let (old, new) = (alpha.path("guest.conf").exists(), alpha.path("web.conf").exists());
         expect((old, new), (false, true), |f, _| format!("old name there: {}, new name: {}", f.0, f.1))?;
         Ok(String::new())
     });

@@ -384,7 +384,7 @@ fn a_drop_that_never_ends_is_reported() {
 
 /// Prints how fast the baton goes round: `cargo test --release switch_rate -- --ignored --nocapture`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "measures the simulator's speed and asserts nothing; run it by hand"]
 fn switch_rate() {
     let start = std::time::Instant::now();
     let yielders = || {
