@@ -219,6 +219,8 @@ impl LockManager {
             }
             let downgrade = keep_share && matches!(state.held, Held::Exclusive(_));
             let served = state.served;
+            // An answer on its way may reach the kernel after it was made to forget: such a round proves nothing.
+            let was_idle = state.idle();
             if !downgrade {
                 // Readers go on meanwhile: what the kernel locks for a read would block us otherwise.
                 drop(state);
@@ -231,7 +233,8 @@ impl LockManager {
                 state = entry.changed.wait(state);
             }
             // Who only reads may stay while we step down to a share.
-            let quiet = if downgrade { !state.writing() } else { state.idle() && state.served == served };
+            let quiet =
+                if downgrade { !state.writing() } else { was_idle && state.idle() && state.served == served };
             if quiet && state.held != Held::Nothing {
                 state.closing = true;
                 state.busy = true;
