@@ -17,6 +17,8 @@
 //! * **No notification is sent from a thread that serves the kernel** ([`notify`]): it can wait for a
 //!   request that only this thread would answer.
 //! * **A name or attribute is cached only as long as its lock is held**: times come from `valid_for`.
+//! * **Attributes are kept by the kernel only once it surely has the very same** ([`taken_in`]): it calls them
+//!   valid before it has them all.
 //! * **The daemon never touches its own mount**: not to stat it, not to open it. It would wait for itself
 //!   and could not be killed any more. Facts about the mount come from /proc/self/mountinfo.
 //!
@@ -35,6 +37,7 @@ pub mod notify;
 pub mod reply;
 pub mod request;
 pub mod session;
+mod taken_in;
 pub mod workers;
 
 pub use session::{EndReason, Session, SessionOptions};

@@ -142,7 +142,7 @@ pub struct Answer<T> {
 }
 
 /// Attributes of an inode as stat(2) shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Attributes {
     pub ino: InodeNo,
     pub generation: u32,

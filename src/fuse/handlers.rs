@@ -29,6 +29,7 @@ use super::nodes::NodeTable;
 use super::notify::{Notifier, ServingMark};
 use super::reply::{EntryReply, Listing, ListingEntry, OpenReply, Reply, Responder, Validity, is_dot};
 use super::request::{Call, Caller, NodeId, Request};
+use super::taken_in::Arrival;
 use super::workers::WorkerPool;
 use crate::fs::api::{
     Answer, Attributes, DirEntry, FileHandle, FsError, FsResult, Hold, Meant, OpContext, Opened, Operations,
@@ -98,7 +99,10 @@ impl Handlers {
     /// Serves a request on the transport's thread, or has it served where waiting is allowed.
     pub fn serve<R: Responder>(self: &Arc<Self>, request: Request<'_>, responder: R) {
         let _mark = ServingMark::enter();
-        match self.perform(&request, false) {
+        // Of a thread that doesn't wait for the answer an arrival would prove nothing.
+        let thread = if request.call.is_waited_for() { request.caller.pid } else { 0 };
+        let arrival = self.nodes.taken_in.arrived(thread);
+        match self.perform(&request, arrival, false) {
             Err(FsError::WouldWait) => {
                 let request = request.into_owned();
                 let me = self.clone();
@@ -106,7 +110,7 @@ impl Handlers {
                     request.is_write(),
                     Box::new(move || {
                         let _mark = ServingMark::enter();
-                        let outcome = me.perform(&request, true);
+                        let outcome = me.perform(&request, arrival, true);
                         deliver(outcome, responder);
                     }),
                 );
@@ -163,9 +167,9 @@ impl Handlers {
         })
     }
 
-    fn perform(&self, request: &Request<'_>, may_wait: bool) -> Outcome {
+    fn perform(&self, request: &Request<'_>, arrival: Arrival, may_wait: bool) -> Outcome {
         self.guarded(|| {
-            let outcome = self.dispatch(self.context(request.caller, may_wait), &request.call);
+            let outcome = self.dispatch(self.context(request.caller, may_wait), arrival, &request.call);
             match outcome {
                 Err(FsError::WouldWait) if may_wait => {
                     log::error!("an operation refused to wait where it may: {:?}", request.call);
@@ -189,22 +193,22 @@ impl Handlers {
         }
     }
 
-    fn dispatch(&self, mut cx: OpContext, call: &Call<'_>) -> Outcome {
+    fn dispatch(&self, mut cx: OpContext, arrival: Arrival, call: &Call<'_>) -> Outcome {
         let ops = &*self.operations;
         let cx = &mut cx;
         match call {
             Call::Lookup { parent, name } => {
                 check_name(name)?;
                 let parent = self.means(cx, *parent)?;
-                self.entry(ops.lookup(cx, parent, name)?)
+                self.entry(arrival, ops.lookup(cx, parent, name)?)
             }
             Call::GetAttributes { node } => {
                 let ino = self.means(cx, *node)?;
-                Ok(attributes(*node, ops.getattr(cx, ino)?))
+                Ok(self.attributes(arrival, *node, ops.getattr(cx, ino)?))
             }
             Call::SetAttributes { node, set } => {
                 let ino = self.means(cx, *node)?;
-                Ok(attributes(*node, ops.setattr(cx, ino, set)?))
+                Ok(self.attributes(arrival, *node, ops.setattr(cx, ino, set)?))
             }
             Call::ReadLink { node } => {
                 let ino = self.means(cx, *node)?;
@@ -214,22 +218,22 @@ impl Handlers {
             Call::MakeNode { parent, name, mode, rdev } => {
                 check_name(name)?;
                 let parent = self.means(cx, *parent)?;
-                self.entry(ops.mknod(cx, parent, name, *mode, *rdev)?)
+                self.entry(arrival, ops.mknod(cx, parent, name, *mode, *rdev)?)
             }
             Call::MakeDirectory { parent, name, mode } => {
                 check_name(name)?;
                 let parent = self.means(cx, *parent)?;
-                self.entry(ops.mkdir(cx, parent, name, *mode)?)
+                self.entry(arrival, ops.mkdir(cx, parent, name, *mode)?)
             }
             Call::MakeSymlink { parent, name, target } => {
                 check_name(name)?;
                 let parent = self.means(cx, *parent)?;
-                self.entry(ops.symlink(cx, parent, name, target)?)
+                self.entry(arrival, ops.symlink(cx, parent, name, target)?)
             }
             Call::Link { node, new_parent, new_name } => {
                 check_name(new_name)?;
                 let (ino, parent) = (self.means(cx, *node)?, self.means(cx, *new_parent)?);
-                self.entry(ops.link(cx, ino, parent, new_name)?)
+                self.entry(arrival, ops.link(cx, ino, parent, new_name)?)
             }
             Call::Unlink { parent, name } => {
                 check_name(name)?;
@@ -257,7 +261,7 @@ impl Handlers {
                 let answer = ops.create(cx, parent, name, *mode, *flags)?;
                 let (attributes, opened) = answer.value;
                 let (reply, hold) = self.opened(opened, *flags, answer.hold);
-                let entry = self.entry_reply(attributes, answer.valid_for)?;
+                let entry = self.entry_reply(arrival, attributes, answer.valid_for)?;
                 Ok((Reply::Created(entry, reply), hold))
             }
             Call::Read { node, handle, offset, len } => {
@@ -310,19 +314,34 @@ impl Handlers {
         }
     }
 
-    fn validity(&self, valid_for: Duration) -> Validity {
+    /// How long the kernel may keep what an entry says: never its attributes (see `taken_in`).
+    fn entry_validity(&self, valid_for: Duration) -> Validity {
         let names = self.capabilities.get().is_some_and(|c| c.inc_epoch);
-        Validity { name: if names { valid_for } else { Duration::ZERO }, attributes: valid_for }
+        Validity { name: if names { valid_for } else { Duration::ZERO }, attributes: Duration::ZERO }
     }
 
     /// Counts the reference that this entry gives to the kernel.
-    fn entry_reply(&self, attributes: Attributes, valid_for: Duration) -> FsResult<EntryReply> {
+    fn entry_reply(
+        &self,
+        arrival: Arrival,
+        attributes: Attributes,
+        valid_for: Duration,
+    ) -> FsResult<EntryReply> {
         let node = self.nodes.looked_up(attributes.ino, attributes.generation).ok_or(FsError::Stale)?;
-        Ok(EntryReply { node, attributes, valid: self.validity(valid_for) })
+        self.nodes.taken_in.answered(arrival, node, &attributes);
+        Ok(EntryReply { node, attributes, valid: self.entry_validity(valid_for) })
     }
 
-    fn entry(&self, answer: Answer<Attributes>) -> Outcome {
-        Ok((Reply::Entry(self.entry_reply(answer.value, answer.valid_for)?), answer.hold))
+    fn entry(&self, arrival: Arrival, answer: Answer<Attributes>) -> Outcome {
+        let reply = self.entry_reply(arrival, answer.value, answer.valid_for)?;
+        Ok((Reply::Entry(reply), answer.hold))
+    }
+
+    fn attributes(&self, arrival: Arrival, node: NodeId, answer: Answer<Attributes>) -> (Reply, Holds) {
+        let Answer { value: attributes, valid_for, hold } = answer;
+        let may_keep = self.nodes.taken_in.answered(arrival, node, &attributes);
+        let valid_for = if may_keep { valid_for } else { Duration::ZERO };
+        (Reply::Attributes { node, attributes, valid_for }, hold)
     }
 
     fn open(&self, cx: &OpContext, ino: InodeNo, flags: i32) -> Outcome {
@@ -382,7 +401,7 @@ impl Handlers {
         let at_once = OpContext { may_wait: false, ..cx.clone() };
         loop {
             let answer = self.operations.readdir(cx, ino, cookie, max_bytes, plus)?;
-            let valid = self.validity(answer.valid_for);
+            let valid = self.entry_validity(answer.valid_for);
             let mut holds = answer.hold;
             let mut entries = Vec::with_capacity(answer.value.len());
             let mut missing = None;
@@ -395,8 +414,7 @@ impl Handlers {
                 match self.with_attributes(&at_once, entry) {
                     Ok(None) => {}
                     Ok(Some((entry, attributes_for, hold))) => {
-                        let valid =
-                            Validity { name: valid.name.min(attributes_for), attributes: attributes_for };
+                        let valid = Validity { name: valid.name.min(attributes_for), ..valid };
                         entries.push(ListingEntry { entry, valid });
                         holds.extend(hold);
                     }
@@ -461,11 +479,6 @@ fn deliver<R: Responder>(outcome: Outcome, responder: R) {
 
 fn check_name(name: &[u8]) -> FsResult<()> {
     if name.len() > MAX_NAME_BYTES { Err(FsError::NameTooLong) } else { Ok(()) }
-}
-
-fn attributes(node: NodeId, answer: Answer<Attributes>) -> (Reply, Holds) {
-    let Answer { value: attributes, valid_for, hold } = answer;
-    (Reply::Attributes { node, attributes, valid_for }, hold)
 }
 
 fn done(answer: Answer<()>) -> (Reply, Holds) {

@@ -22,6 +22,7 @@ use std::collections::btree_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
 use super::request::NodeId;
+use super::taken_in::TakenIn;
 use crate::types::InodeNo;
 
 const SHARDS: usize = 16;
@@ -62,6 +63,7 @@ type Shard = BTreeMap<(InodeNo, u16), Known>;
 /// The nodes of one mount.
 pub struct NodeTable {
     root: InodeNo,
+    pub(super) taken_in: TakenIn,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -71,7 +73,7 @@ fn key(node: NodeId) -> (InodeNo, u16) {
 
 impl NodeTable {
     pub fn new(root: InodeNo) -> NodeTable {
-        NodeTable { root, shards: Default::default() }
+        NodeTable { root, taken_in: TakenIn::default(), shards: Default::default() }
     }
 
     fn shard(&self, ino: InodeNo) -> std::sync::MutexGuard<'_, Shard> {
@@ -102,6 +104,7 @@ impl NodeTable {
             known.get_mut().references = known.get().references.saturating_sub(count);
             if known.get().references == 0 {
                 known.remove();
+                self.taken_in.forgotten(node);
             }
         }
     }

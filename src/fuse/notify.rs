@@ -124,6 +124,8 @@ impl Notifier {
     fn send_inval_all(&self, what: &str, ino: InodeNo, offset: i64) {
         for node in self.nodes.of_inode(ino) {
             self.report(what, ino, self.send_inval(node, offset));
+            // After it: an answer given before may be dropped, and proves nothing.
+            self.nodes.taken_in.forgotten(node);
         }
     }
 

@@ -182,6 +182,17 @@ impl Request<'_> {
     }
 }
 
+impl Call<'_> {
+    /// The thread that the kernel names sent it and waits for the answer. Reads and writes may be the kernel's
+    /// own or belong to asynchronous I/O; nobody waits for a release.
+    pub fn is_waited_for(&self) -> bool {
+        !matches!(
+            self,
+            Call::Read { .. } | Call::Write { .. } | Call::Release { .. } | Call::ReleaseDirectory { .. }
+        )
+    }
+}
+
 fn own(name: Name<'_>) -> Name<'static> {
     Cow::Owned(name.into_owned())
 }

@@ -25,7 +25,7 @@ pub enum Form {
 }
 
 /// A point in time: seconds since 1970 and nanoseconds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Timestamp {
     pub secs: i64,
     pub nanos: u32,

@@ -4,15 +4,24 @@
 //! "ok ..." or "error ...":
 //!
 //! `block PATH`, `unblock PATH`, `waits`, `held`, `calls NAME`, `cacheable on|off`, `write PATH TEXT`,
-//! `create PATH`, `remove PATH`, `forget-inode PATH`, `forget-names PATH`, `silence`, `end REASON`.
+//! `create PATH`, `remove PATH`, `forget-inode PATH`, `forget-names PATH`, `silence`, `end REASON`,
+//! `grow PATH BYTES FILE`: makes the file a byte longer so many times, mostly at a quick pace, has the kernel forget it
+//! each time, and at once says so in FILE: eight bytes, little-endian, the size that must be seen from now on.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::memfs::MemFs;
 use crate::fs::api::{FsError, KernelCaches, OpContext, Operations};
+
+/// Long enough for lookers to ask again.
+const GROW_PAUSE: Duration = Duration::from_micros(250);
+/// Long enough for what they are told to be kept.
+const GROW_REST: Duration = Duration::from_millis(60);
 
 type OnEnd = Box<dyn FnOnce(String) + Send>;
 
@@ -89,6 +98,20 @@ impl MemVolume {
             }
             "forget-inode" => kernel()?.forget_inode(self.fs.find(path)?),
             "forget-names" => kernel()?.forget_names(self.fs.find(path)?),
+            "grow" => {
+                let (bytes, file) = text.split_once(' ').ok_or(FsError::Invalid)?;
+                let (ino, bytes) = (self.fs.find(path)?, bytes.parse().map_err(|_| FsError::Invalid)?);
+                let seen = std::fs::OpenOptions::new().write(true).open(file).map_err(failed)?;
+                for size in 1..=bytes {
+                    // As when a lock leaves: nothing new is answered before the kernel was made to forget.
+                    self.fs.set_blocked(ino, true);
+                    self.fs.write_behind(ino, &vec![b'x'; size])?;
+                    kernel()?.forget_inode(ino);
+                    seen.write_all_at(&(size as u64).to_le_bytes(), 0).map_err(failed)?;
+                    self.fs.set_blocked(ino, false);
+                    crate::rt::sleep(if size % 64 == 0 { GROW_REST } else { GROW_PAUSE });
+                }
+            }
             "silence" => kernel()?.silence(),
             "end" => {
                 let end = self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -98,6 +121,10 @@ impl MemVolume {
         }
         Ok(String::new())
     }
+}
+
+fn failed(error: std::io::Error) -> FsError {
+    FsError::Io(error.to_string())
 }
 
 /// Who changes things behind the kernel's back.

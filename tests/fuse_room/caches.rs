@@ -4,12 +4,26 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Instant;
 
-use super::harness::{can_mount, mount};
+use super::harness::{Place, can_mount, mount, until};
+
+/// How often a size changes while it is looked at.
+const CHANGES: u64 = 4_000;
 
 fn size(path: &Path) -> u64 {
     fs::metadata(path).expect("stat").len()
+}
+
+/// Looks until the kernel keeps what it sees.
+fn until_kept(place: &Place, look: impl Fn()) {
+    let calls = || (place.calls("getattr"), place.calls("lookup"), place.calls("read"));
+    until("the kernel keeps it", || {
+        let before = calls();
+        look();
+        calls() == before
+    });
 }
 
 #[test]
@@ -29,6 +43,7 @@ fn attributes_and_pages_stay_until_the_inode_is_forgotten() {
     };
     assert_eq!(read(), "one");
     assert_eq!(size(&path), 3);
+    until_kept(&place, || assert_eq!((read().len(), size(&path)), (3, 3)));
     let calls = || (place.calls("getattr"), place.calls("lookup"), place.calls("read"));
     let before = calls();
     for _ in 0..100 {
@@ -56,6 +71,45 @@ fn attributes_and_pages_stay_until_the_inode_is_forgotten() {
     place.unmount();
 }
 
+/// Linux calls attributes valid before it has them all, so a stat at that moment shows a size that was
+/// invalidated long ago, unless the daemon lets attributes be kept only where nothing changes any more.
+#[test]
+fn a_size_that_was_forgotten_never_comes_back() {
+    if !can_mount() {
+        return;
+    }
+    let place = mount("sizes", "rw");
+    let path = place.dir().join("file");
+    fs::write(&path, b"").expect("write");
+    let floor_path = place.scratch().join("floor");
+    fs::write(&floor_path, [0; 8]).expect("write");
+    let (file, floor) = (File::open(&path).expect("open"), File::open(&floor_path).expect("open"));
+    let stop = AtomicBool::new(false);
+    let getattrs = place.calls("getattr");
+    let looks: u64 = std::thread::scope(|scope| {
+        let looker = || {
+            let (mut looks, mut bytes) = (0, [0; 8]);
+            while !stop.load(SeqCst) {
+                floor.read_exact_at(&mut bytes, 0).expect("read");
+                let floor = u64::from_le_bytes(bytes);
+                let size = file.metadata().expect("fstat").len();
+                assert!(size >= floor, "STALE: {size} bytes where {floor} are known to be");
+                looks += 1;
+            }
+            looks
+        };
+        let lookers: Vec<_> = (0..4).map(|_| scope.spawn(looker)).collect();
+        place.pull(&format!("grow file {CHANGES} {}", floor_path.display()));
+        stop.store(true, SeqCst);
+        lookers.into_iter().map(|looker| looker.join().expect("nothing stale")).sum()
+    });
+    let asked = place.calls("getattr") - getattrs;
+    println!("{looks} looks, {asked} of them asked");
+    assert!(asked > CHANGES && asked < looks / 2, "{looks} looks, {asked} asked: nothing was proved");
+    drop(file);
+    place.unmount();
+}
+
 #[test]
 fn names_stay_until_names_are_forgotten() {
     if !can_mount() {
@@ -66,6 +120,7 @@ fn names_stay_until_names_are_forgotten() {
     fs::create_dir(dir.join("sub")).expect("mkdir");
     fs::write(dir.join("sub/a"), b"a").expect("write");
     assert_eq!(size(&dir.join("sub/a")), 1);
+    until_kept(&place, || assert_eq!(size(&dir.join("sub/a")), 1));
     let lookups = place.calls("lookup");
     for _ in 0..50 {
         assert_eq!(size(&dir.join("sub/a")), 1);

@@ -132,8 +132,31 @@ fn names_are_cacheable_only_where_they_can_be_forgotten() {
         let call = Call::Lookup { parent: NodeId::ROOT, name: Cow::Borrowed(b"file") };
         let (Reply::Entry(entry), _) = bench.ask(call) else { panic!("not found") };
         assert_eq!(entry.valid.name.is_zero(), pretend_old);
-        assert!(!entry.valid.attributes.is_zero());
+        assert!(entry.valid.attributes.is_zero(), "the kernel may make the inode anew");
     }
+}
+
+#[test]
+fn attributes_are_kept_only_by_a_kernel_that_has_them() {
+    let bench = bench(false);
+    let (node, _) = bench.create(b"file", libc::O_RDONLY);
+    let kept = |pid, call| {
+        let kernel = Kernel { fs: bench.fs.clone(), replies: bench.sender.clone() };
+        bench.handlers.serve(Request { caller: Caller { pid, ..Caller::default() }, call }, kernel);
+        match bench.replies.recv_timeout(PATIENCE).expect("a reply").0 {
+            Reply::Attributes { valid_for, .. } => !valid_for.is_zero(),
+            _ => panic!("no attributes"),
+        }
+    };
+    let ask = |pid| kept(pid, Call::GetAttributes { node });
+    let until_kept = |pid| (1..).find(|_| ask(pid)).expect("at last");
+    assert!(!ask(7) && !ask(7));
+    until_kept(7);
+    assert!(ask(8), "whoever asks");
+    let set = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    assert!(!kept(8, Call::SetAttributes { node, set }), "other attributes");
+    assert!(!ask(9) && !ask(9));
+    until_kept(9);
 }
 
 #[test]
