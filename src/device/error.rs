@@ -7,7 +7,8 @@ use thiserror::Error;
 pub enum Executed {
     /// Certainly not, and it never will be.
     No,
-    /// Unknown: executed, not executed, or still on its way and executed later.
+    /// Unknown: executed, not executed, or in part. Only [`DeviceError::TimedOut`] means that it may also be
+    /// still on its way and be executed later.
     Maybe,
 }
 
@@ -43,6 +44,11 @@ impl DeviceError {
     /// Wraps an operating system error.
     pub fn io(op: &'static str, offset_bytes: u64, executed: Executed, source: std::io::Error) -> Self {
         DeviceError::Io { op, offset_bytes, executed, source: std::sync::Arc::new(source) }
+    }
+
+    /// May the command be executed after this error was returned? For at most the device's hold time.
+    pub fn may_come_later(&self) -> bool {
+        matches!(self, DeviceError::TimedOut { .. })
     }
 
     /// May the command have been executed, or be executed later?

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Lease;
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed};
-use crate::rt::{Condvar, Mutex};
+use crate::rt::{self, Condvar, Instant, Mutex};
 use crate::types::{BLOCK_BYTES_U64, BlockNo};
 
 /// What a command is for; counted apart, because some cost per second and others per operation.
@@ -80,6 +81,9 @@ struct Counters {
     bytes_written: AtomicU64,
 }
 
+/// A wait for a command to be gone ends with the lease; it looks this often.
+const HOLD_CHECK: Duration = Duration::from_millis(200);
+
 /// The device behind the lease. See the module header of [`super`].
 pub struct Door {
     device: Arc<dyn BlockDevice>,
@@ -148,12 +152,38 @@ impl Door {
         self.check("write", at.offset_bytes(), Executed::No)?;
         counters.writes.fetch_add(1, Ordering::Relaxed);
         counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let written = self.device.write(at.offset_bytes(), data);
+        let written = self.until_known("write", at, || self.device.write(at.offset_bytes(), data));
         if class == IoClass::Data {
             self.data_written.fetch_add(1, Ordering::AcqRel);
         }
         written?;
         self.check("write", at.offset_bytes(), Executed::Maybe)
+    }
+
+    /// A plain change whose answer never came may still execute, over what another host writes there once it has
+    /// the lock. So its caller, who holds the lock, stays here until the device can't hold the command any longer,
+    /// and the change is made again. A lease that ends meanwhile leaves the waiting to the others: their dead
+    /// time contains the hold time.
+    fn until_known(
+        &self,
+        op: &'static str,
+        at: BlockNo,
+        mut change: impl FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        loop {
+            let issued = Instant::now();
+            match change() {
+                Err(e) if e.may_come_later() => {
+                    log::warn!("{e}; it is made again once it can't come any more");
+                    let gone = issued + self.geometry.hold_time;
+                    while self.lease.allows() && Instant::now() < gone {
+                        rt::sleep(HOLD_CHECK.min(gone.saturating_duration_since(Instant::now())));
+                    }
+                    self.check(op, at.offset_bytes(), Executed::Maybe)?;
+                }
+                known => return known,
+            }
+        }
     }
 
     /// For `ats` only. `expected` and `new` are one logical block long, at the start of block `at`.
@@ -225,13 +255,15 @@ impl Door {
 
     pub fn discard(&self, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
         self.check("discard", at.offset_bytes(), Executed::No)?;
-        self.device.discard(at.offset_bytes(), blocks * BLOCK_BYTES_U64)
+        let len_bytes = blocks * BLOCK_BYTES_U64;
+        self.until_known("discard", at, || self.device.discard(at.offset_bytes(), len_bytes))
     }
 
     pub fn write_zeroes(&self, class: IoClass, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
         self.check("write zeroes", at.offset_bytes(), Executed::No)?;
         self.counters[class as usize].writes.fetch_add(1, Ordering::Relaxed);
-        self.device.write_zeroes(at.offset_bytes(), blocks * BLOCK_BYTES_U64)?;
+        let len_bytes = blocks * BLOCK_BYTES_U64;
+        self.until_known("write zeroes", at, || self.device.write_zeroes(at.offset_bytes(), len_bytes))?;
         self.check("write zeroes", at.offset_bytes(), Executed::Maybe)
     }
 
