@@ -254,6 +254,33 @@ impl Heartbeat {
         self.ats.settle(IoClass::Setup)
     }
 
+    /// The last word of a host that gives up by itself, after its lease ended: none of its changes may come any
+    /// more ([`Door::changes_are_over`](crate::lease::Door::changes_are_over)). Others recover it at once.
+    pub fn withdraw(&self) -> Result<(), AtsError> {
+        self.stop.stop();
+        let mut image = self.image.lock();
+        while image.record.state != SlotState::Withdrawn {
+            let mut record = image.record.clone();
+            record.beat += 1;
+            record.state = SlotState::Withdrawn;
+            (record.net_blocks, record.net_inodes) = self.published.net();
+            *image = match self.ats.swap(IoClass::Farewell, &image, &record)? {
+                // A beat of ours whose answer nobody waited for: the last one.
+                Swapped::Miscompare(found)
+                    if found.record.incarnation == self.me.incarnation
+                        && found.record.state == SlotState::Live
+                        && found.record.beat > image.record.beat =>
+                {
+                    found
+                }
+                Swapped::Done(new) => new,
+                // Others have begun without it.
+                Swapped::Miscompare(_) => return Ok(()),
+            };
+        }
+        Ok(())
+    }
+
     /// Stops the threads without touching the disk: after the lease ended.
     pub fn abandon(&self) {
         self.stop.stop();

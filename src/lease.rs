@@ -43,6 +43,8 @@ pub struct Lease {
 struct Inner {
     state: LeaseState,
     reason: Option<String>,
+    /// This host gave up by itself: its slot is to say so, that others need not wait for its dead time.
+    withdraws: bool,
 }
 
 const UNCLAIMED: u64 = 0;
@@ -57,7 +59,7 @@ impl Default for Lease {
 impl Lease {
     pub fn new() -> Self {
         Lease {
-            state: Mutex::new(Inner { state: LeaseState::Unclaimed, reason: None }),
+            state: Mutex::new(Inner { state: LeaseState::Unclaimed, reason: None, withdraws: false }),
             changed: Condvar::new(),
             fast: AtomicU64::new(UNCLAIMED),
             origin: Instant::now(),
@@ -95,15 +97,32 @@ impl Lease {
         self.changed.notify_all();
     }
 
+    /// Ends the lease because this host can't keep its promises although it could go on beating. Called on a
+    /// lease that had ended before it changes nothing.
+    pub fn withdraw(&self, reason: &str) {
+        let mut inner = self.state.lock();
+        if inner.state != LeaseState::Ended {
+            inner.withdraws = true;
+            Self::end_locked(&mut inner, &self.fast, reason);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Did the lease end by [`Lease::withdraw`]?
+    pub fn withdraws(&self) -> bool {
+        self.state.lock().withdraws
+    }
+
     fn end_locked(inner: &mut Inner, fast: &AtomicU64, reason: &str) {
         inner.state = LeaseState::Ended;
         inner.reason = Some(reason.to_owned());
-        fast.store(ENDED, Ordering::Release);
+        // Against the count of changes under way (see `Door::changes_are_over`): one of the two sees the other.
+        fast.store(ENDED, Ordering::SeqCst);
     }
 
     /// May a command be issued, or its answer be used, now?
     pub fn allows(&self) -> bool {
-        match self.fast.load(Ordering::Acquire) {
+        match self.fast.load(Ordering::SeqCst) {
             UNCLAIMED => true,
             ENDED => false,
             until_ns => (Instant::now().saturating_duration_since(self.origin).as_nanos() as u64) < until_ns,

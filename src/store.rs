@@ -323,13 +323,17 @@ impl Store {
                 self.committed(journal, taken, sealed, sequence);
                 Ok(())
             }
-            Err(e) => {
-                let reason = e.to_string();
-                self.state.lock().failed = Some(reason.clone());
-                self.door.lease().end(&format!("a commit failed: {reason}"));
-                Err(e)
-            }
+            Err(e) => Err(self.fail("a commit", e)),
         }
+    }
+
+    /// What this host acknowledged or is about to acknowledge can't be kept: it commits nothing more and
+    /// withdraws, so that others recover it at once.
+    fn fail(&self, what: &str, error: StoreError) -> StoreError {
+        let reason = error.to_string();
+        self.state.lock().failed.get_or_insert_with(|| reason.clone());
+        self.door.lease().withdraw(&format!("{what} failed: {reason}"));
+        error
     }
 
     fn write_transaction(
@@ -436,9 +440,14 @@ impl Store {
         }
         if !self.checkpoint_locked(&mut journal, Some(lock))? {
             // File data written in place under this lock has to be durable, too.
-            self.door.flush(IoClass::Metadata)?;
+            self.flush_data(IoClass::Metadata)?;
         }
         Ok(())
+    }
+
+    /// A flush that failed may have lost what it was to make durable, and the next one would succeed without it.
+    fn flush_data(&self, class: IoClass) -> Result<(), StoreError> {
+        self.door.flush(class).map_err(|e| self.fail("a flush", e.into()))
     }
 
     /// Free and all blocks of the journal's ring; `None` while a commit or checkpoint is under way, so that
@@ -453,7 +462,7 @@ impl Store {
         let id = self.current();
         if self.state.lock().durable >= id {
             // Nothing to commit, but data written in place may not be durable.
-            return Ok(self.door.flush(IoClass::Data)?);
+            return self.flush_data(IoClass::Data);
         }
         // The commit's flush began after everything that this transaction exposes was written.
         self.commit(id)

@@ -20,6 +20,7 @@ use zerocopy::transmute_ref;
 
 use crate::ats::{Ats, AtsError};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
+use crate::durations::dead_after;
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fs::{Fs, Parts};
 use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
@@ -79,6 +80,8 @@ type EndHook = Box<dyn FnOnce(String) + Send>;
 const COMMIT_AGE: Duration = Duration::from_secs(4);
 /// Locks remembered in memory, about 400 bytes each.
 const MOST_LOCKS: usize = 256 << 10;
+/// How often a host that withdraws looks whether its changes are over.
+const WITHDRAW_POLL: Duration = Duration::from_millis(10);
 const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
 /// Other slots' orphan lists are looked through this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(120);
@@ -233,7 +236,7 @@ impl Volume {
         });
         let commits = {
             let (keeper, store, locks) = (keeper.clone(), store.clone(), locks.clone());
-            rt::spawn("commit", move || keeper.keep_committing(&store, &locks))
+            rt::spawn("commit", move || keeper.keep_committing(&store, &locks, lease))
         };
         let reaps = {
             let (keeper, fs) = (keeper.clone(), fs.clone());
@@ -248,6 +251,7 @@ impl Volume {
         {
             // Takes no lock of ours until the lease has ended, so that nothing can delay it.
             let (lease, hooks, steward) = (door.lease().clone(), end_hooks.clone(), steward.clone());
+            let (door, heartbeat) = (door.clone(), heartbeat.clone());
             rt::spawn("fence", move || {
                 let reason = lease.wait_for_end();
                 if reason == LEFT {
@@ -256,6 +260,9 @@ impl Volume {
                 log::error!("this host stops using the volume: {reason}");
                 if let Some(kernel) = steward.kernel.lock().clone() {
                     kernel.silence();
+                }
+                if lease.withdraws() {
+                    withdraw(&door, &heartbeat);
                 }
                 for hook in hooks.lock().drain(..) {
                     hook(reason.clone());
@@ -363,13 +370,15 @@ impl Volume {
         self.fs.stop_waiting();
         self.keeper.stop();
         if !self.door.lease().allows() {
+            self.withdrawn();
             self.heartbeat.abandon();
             self.demand.stop();
             return Ok(());
         }
         if let Err(e) = self.store.drain() {
             // Others must not wait for a host that beats and can never give its locks away.
-            self.door.lease().end(&format!("leaving failed: {e}"));
+            self.door.lease().withdraw(&format!("leaving failed: {e}"));
+            self.withdrawn();
             self.heartbeat.abandon();
             self.demand.stop();
             return Err(e.into());
@@ -379,6 +388,34 @@ impl Volume {
         self.heartbeat.leave()?;
         self.door.lease().end(LEFT);
         Ok(())
+    }
+}
+
+impl Volume {
+    /// The process must not end before the last word is said.
+    fn withdrawn(&self) {
+        if self.door.lease().withdraws() {
+            withdraw(&self.door, &self.heartbeat);
+        }
+    }
+}
+
+/// Says in the slot that this host gave up, once nothing of it can change the volume any more. Where that takes
+/// as long as its dead time, the others need no word.
+fn withdraw(door: &Door, heartbeat: &Heartbeat) {
+    let since = Instant::now();
+    let dead_after = dead_after(&heartbeat.record().durations);
+    while !door.changes_are_over() {
+        if since.elapsed() >= dead_after {
+            return;
+        }
+        rt::sleep(WITHDRAW_POLL);
+    }
+    match heartbeat.withdraw() {
+        Ok(()) => log::warn!("this host's slot says that it withdrew; others recover it now"),
+        Err(e) => {
+            log::warn!("saying in the slot that this host withdrew: {e}; others wait for its dead time")
+        }
     }
 }
 
@@ -396,10 +433,19 @@ impl Keeper {
         !*stop
     }
 
-    fn keep_committing(&self, store: &Store, locks: &LockManager) {
+    fn keep_committing(&self, store: &Store, locks: &LockManager, patience: Duration) {
+        let mut failing_since = None;
         while self.pause() && store.door().lease().allows() {
-            if let Err(e) = store.housekeep(COMMIT_AGE) {
-                log::error!("background commit: {e}");
+            match store.housekeep(COMMIT_AGE) {
+                Ok(()) => failing_since = None,
+                Err(e) => {
+                    log::error!("background commit: {e}");
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= patience {
+                        // What can't be brought into place keeps its lock here, and others wait for that.
+                        store.door().lease().withdraw(&format!("writing in place failed for good: {e}"));
+                    }
+                }
             }
             locks.trim(MOST_LOCKS);
         }

@@ -23,3 +23,5 @@ mod space;
 mod together;
 #[path = "sim_cluster/winners.rs"]
 mod winners;
+#[path = "sim_cluster/withdrawal.rs"]
+mod withdrawal;

@@ -24,9 +24,12 @@ pub enum IoClass {
     Data,
     /// Mounting and leaving.
     Setup,
+    /// The last word of a host that withdraws: a swap of its own slot, the one change that passes after the
+    /// end of the lease. It compares with the host's last beat, so it changes nothing once somebody else did.
+    Farewell,
 }
 
-const CLASSES: usize = 7;
+const CLASSES: usize = 8;
 
 /// Commands issued through a door, by class.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -95,6 +98,25 @@ pub struct Door {
     data_flushed: AtomicU64,
     flushing: Mutex<Flushing>,
     flushed: Condvar,
+    /// Plain changes on their way, and until when one that timed out may still come.
+    changing: AtomicU64,
+    may_come_until: Mutex<Option<Instant>>,
+}
+
+/// A plain change from before its lease check until its answer.
+struct Changing<'a>(&'a AtomicU64);
+
+impl<'a> Changing<'a> {
+    fn begin(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Changing(count)
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Flushes are shared: who needs one waits for the next that begins after it asked.
@@ -120,6 +142,8 @@ impl Door {
             data_flushed: AtomicU64::new(0),
             flushing: Mutex::new(Flushing::default()),
             flushed: Condvar::new(),
+            changing: AtomicU64::new(0),
+            may_come_until: Mutex::new(None),
         }
     }
 
@@ -140,15 +164,21 @@ impl Door {
 
     pub fn read(&self, class: IoClass, at: BlockNo, buf: &mut [u8]) -> Result<(), DeviceError> {
         let counters = &self.counters[class as usize];
-        self.check("read", at.offset_bytes(), Executed::No)?;
+        if class != IoClass::Farewell {
+            self.check("read", at.offset_bytes(), Executed::No)?;
+        }
         counters.reads.fetch_add(1, Ordering::Relaxed);
         counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         self.device.read(at.offset_bytes(), buf)?;
+        if class == IoClass::Farewell {
+            return Ok(());
+        }
         self.check("read", at.offset_bytes(), Executed::Maybe)
     }
 
     pub fn write(&self, class: IoClass, at: BlockNo, data: &[u8]) -> Result<(), DeviceError> {
         let counters = &self.counters[class as usize];
+        let _changing = Changing::begin(&self.changing);
         self.check("write", at.offset_bytes(), Executed::No)?;
         counters.writes.fetch_add(1, Ordering::Relaxed);
         counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -176,6 +206,10 @@ impl Door {
                 Err(e) if e.may_come_later() => {
                     log::warn!("{e}; it is made again once it can't come any more");
                     let gone = issued + self.geometry.hold_time;
+                    {
+                        let mut until = self.may_come_until.lock();
+                        *until = (*until).max(Some(gone));
+                    }
                     while self.lease.allows() && Instant::now() < gone {
                         rt::sleep(HOLD_CHECK.min(gone.saturating_duration_since(Instant::now())));
                     }
@@ -184,6 +218,13 @@ impl Door {
                 known => return known,
             }
         }
+    }
+
+    /// After the end of the lease: will no plain change of this host execute any more?
+    pub fn changes_are_over(&self) -> bool {
+        !self.lease.allows()
+            && self.changing.load(Ordering::SeqCst) == 0
+            && self.may_come_until.lock().is_none_or(|until| Instant::now() >= until)
     }
 
     /// For `ats` only. `expected` and `new` are one logical block long, at the start of block `at`.
@@ -195,6 +236,10 @@ impl Door {
         new: &[u8],
     ) -> Result<CompareOutcome, DeviceError> {
         let counters = &self.counters[class as usize];
+        if class == IoClass::Farewell {
+            counters.swaps.fetch_add(1, Ordering::Relaxed);
+            return self.device.compare_and_write(at.offset_bytes(), expected, new);
+        }
         self.check("compare-and-write", at.offset_bytes(), Executed::No)?;
         counters.swaps.fetch_add(1, Ordering::Relaxed);
         let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new)?;
@@ -254,12 +299,14 @@ impl Door {
     }
 
     pub fn discard(&self, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
+        let _changing = Changing::begin(&self.changing);
         self.check("discard", at.offset_bytes(), Executed::No)?;
         let len_bytes = blocks * BLOCK_BYTES_U64;
         self.until_known("discard", at, || self.device.discard(at.offset_bytes(), len_bytes))
     }
 
     pub fn write_zeroes(&self, class: IoClass, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
+        let _changing = Changing::begin(&self.changing);
         self.check("write zeroes", at.offset_bytes(), Executed::No)?;
         self.counters[class as usize].writes.fetch_add(1, Ordering::Relaxed);
         let len_bytes = blocks * BLOCK_BYTES_U64;
