@@ -22,7 +22,7 @@ use lunfs::layout::lock::{LockKind, LockMode};
 use lunfs::lock::LockId;
 use lunfs::rt::HostTag;
 use lunfs::types::InodeNo;
-use lunfs::volume::{MountOptions, Volume};
+use lunfs::volume::{FencingMode, MountOptions, Volume};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -47,7 +47,10 @@ fn mount(device: Arc<dyn BlockDevice>, name: &str, number: u8) -> Result<Arc<Vol
         pid_namespace: 0,
         is_gone: |_| false,
     };
-    Ok(Volume::mount(device, MountOptions { host, read_only: false, cache_mib: 16 })?)
+    Ok(Volume::mount(
+        device,
+        MountOptions { host, read_only: false, cache_mib: 16, fencing: FencingMode::Auto },
+    )?)
 }
 
 /// Who holds the lock of a file, as this host last saw it.

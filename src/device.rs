@@ -8,6 +8,7 @@
 mod buf;
 pub mod count;
 mod error;
+mod fencing;
 pub mod file;
 pub mod open;
 mod open_error;
@@ -16,6 +17,7 @@ pub mod sim;
 
 pub use buf::AlignedBuf;
 pub use error::{DeviceError, Executed};
+pub use fencing::{Fencing, FencingKey};
 pub use open_error::OpenError;
 
 use std::time::Duration;
@@ -71,4 +73,9 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// How often the device may have lost its cache or our registration since it was opened (new
     /// session, unit attention 29h, power cut). A flush proves only writes issued under the same count.
     fn resets(&self) -> u64;
+
+    /// Reservations, where the device has them or something that keeps their promise.
+    fn fencing(&self) -> Option<&dyn Fencing> {
+        None
+    }
 }

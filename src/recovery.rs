@@ -4,12 +4,13 @@
 //!
 //! 1. Mark the dead one's slot, from the image that was watched for its dead time: only one host wins, and a
 //!    host that was not dead after all meets the mark at its next beat and stops.
-//! 2. Scan its journal.
-//! 3. For each lock under which it logged something: if the lock still shows exactly that life and that
+//! 2. Shut it out of the device, where the device can ([`Fencing`](crate::device::Fencing)).
+//! 3. Scan its journal.
+//! 4. For each lock under which it logged something: if the lock still shows exactly that life and that
 //!    tenure, swap it once (same owner, same tenure, new nonce), so that no late swap of the dead can land.
-//! 4. Write the images made under those tenures in place, and flush. Invariant 8: an image made under any other
+//! 5. Write the images made under those tenures in place, and flush. Invariant 8: an image made under any other
 //!    tenure is old, because its lock left the dead one, and before a lock leaves all of it is in place.
-//! 5. Publish in the slot that this life is settled. From then on its locks can be taken by anybody.
+//! 6. Publish in the slot that this life is settled. From then on its locks can be taken by anybody.
 //!
 //! A recoverer that dies is recovered itself, and its mark in the slot is taken over: every step can be done
 //! again. A journal that can't be read is a verdict that stays in the slot; what the dead one held gives
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::ats::{Ats, AtsError, Image, Swapped};
-use crate::device::{AlignedBuf, DeviceError};
+use crate::device::{AlignedBuf, DeviceError, FencingKey};
 use crate::heartbeat::{Liveness, Peers};
 use crate::journal::{Logged, Ring, ScanError, Scanned, scan};
 use crate::layout::geometry::Geometry;
@@ -46,6 +47,9 @@ pub enum RecoveryError {
     Ats(#[from] AtsError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The mount requires a fence; recovery is tried again.
+    #[error("{owner} can't be fenced and this host requires it (fencing=required): {reason}")]
+    NotFenced { owner: Owner, reason: String },
     /// It is said in the slot, for fsck to repair.
     #[error("the journal of {owner} can't be replayed: {reason}")]
     Unrecoverable { owner: Owner, reason: String },
@@ -66,11 +70,13 @@ pub struct Recovery {
     ats: Arc<Ats>,
     geometry: Geometry,
     me: Owner,
+    /// Nobody's journal is replayed before the device shuts its writer out.
+    fence_required: bool,
 }
 
 impl Recovery {
-    pub fn new(ats: Arc<Ats>, geometry: Geometry, me: Owner) -> Self {
-        Recovery { ats, geometry, me }
+    pub fn new(ats: Arc<Ats>, geometry: Geometry, me: Owner, fence_required: bool) -> Self {
+        Recovery { ats, geometry, me, fence_required }
     }
 
     pub fn door(&self) -> &Arc<Door> {
@@ -121,6 +127,7 @@ impl Recovery {
             return Ok(());
         };
         self.ats.settle(IoClass::Lock)?;
+        self.stop_the_writer(owner, seen)?;
         let ended = match self.replay(owner.slot, seen.settled_up_to) {
             Ok(replayed) => Ok(replayed),
             Err(RecoveryError::Unrecoverable { reason, .. }) => Err(reason),
@@ -156,6 +163,36 @@ impl Recovery {
             }
             Err(reason) => Err(RecoveryError::Unrecoverable { owner, reason }),
         }
+    }
+
+    /// Nothing of the dead one may come any more: proved by the device, or, where it can't, by having waited.
+    fn stop_the_writer(&self, owner: Owner, seen: &SlotRecord) -> Result<(), RecoveryError> {
+        let waited = match seen.state {
+            SlotState::Withdrawn => "its own word that nothing of it can come any more",
+            _ => "its dead time and its device's hold time, which are over",
+        };
+        let door = self.ats.door();
+        let (true, Some(fencing)) = (seen.fencing_key != 0, door.fencing()) else {
+            if self.fence_required {
+                return Err(RecoveryError::NotFenced { owner, reason: "it mounted without fencing".into() });
+            }
+            log::warn!("{owner} has not been fenced; the proof that it is silent is {waited}");
+            return Ok(());
+        };
+        match fencing.fence(FencingKey::of(owner)) {
+            Ok(()) => log::warn!("{owner} has been fenced: the device refuses what may still come of it"),
+            Err(e) if self.fence_required => {
+                return Err(RecoveryError::NotFenced { owner, reason: e.to_string() });
+            }
+            Err(e) => log::error!("fencing {owner}: {e}; the proof that it is silent is {waited}"),
+        }
+        Ok(())
+    }
+
+    /// The same for an earlier life of our own slot, whose process is gone.
+    pub fn fence_own(&self, earlier: Incarnation) -> Result<(), DeviceError> {
+        let owner = Owner { slot: self.me.slot, incarnation: earlier };
+        self.ats.door().fencing().map_or(Ok(()), |fencing| fencing.fence(FencingKey::of(owner)))
     }
 
     fn owner(&self, slot_at: BlockNo, incarnation: Incarnation) -> Option<Owner> {

@@ -12,6 +12,7 @@ mod stats;
 pub use identity::{is_process_gone, local_identity};
 pub use stats::{CommandsByClass, JournalStats, LockCounts, SwapCounts, VolumeStats};
 
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use thiserror::Error;
 use zerocopy::transmute_ref;
 
 use crate::ats::{Ats, AtsError};
-use crate::device::{AlignedBuf, BlockDevice, DeviceError};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError, FencingKey};
 use crate::durations::dead_after;
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fs::{Fs, Parts};
@@ -44,6 +45,31 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Memory for clean metadata blocks.
     pub cache_mib: u32,
+    pub fencing: FencingMode,
+}
+
+/// Whether a dead host is shut out of the device before it is recovered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FencingMode {
+    /// Where the device can; else the lease and the waiting must do.
+    #[default]
+    Auto,
+    /// Always: mounting fails where the device can't, and a dead host that can't be fenced is not recovered.
+    Required,
+    /// Never.
+    Lease,
+}
+
+impl FromStr for FencingMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(FencingMode::Auto),
+            "required" => Ok(FencingMode::Required),
+            "lease" => Ok(FencingMode::Lease),
+            _ => Err("auto, required or lease".into()),
+        }
+    }
 }
 
 /// Why a volume could not be mounted. One clear sentence each.
@@ -55,6 +81,8 @@ pub enum MountError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    #[error("fencing=required, but this device has no reservations")]
+    NoFencing,
     #[error("the volume lock: {0}")]
     VolumeLock(LockError),
     #[error(transparent)]
@@ -146,7 +174,11 @@ impl Volume {
         let ats = Arc::new(Ats::new(door.clone(), superblock.volume));
         let hold_ms = u32::try_from(device_geometry.hold_time.as_millis()).unwrap_or(u32::MAX);
         let durations = Durations { hold_ms, ..superblock.durations };
-        let Claim { me, image, issued } = claim(&ats, &geometry, &options.host, durations)?;
+        let fenced = options.fencing != FencingMode::Lease && device.fencing().is_some();
+        if options.fencing == FencingMode::Required && !fenced {
+            return Err(MountError::NoFencing);
+        }
+        let Claim { me, image, issued } = claim(&ats, &geometry, &options.host, durations, fenced)?;
         let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
         let mounted = Self::mount_claimed(superblock, door, ats, heartbeat.clone(), &*device, &options);
         if mounted.is_err() {
@@ -168,10 +200,17 @@ impl Volume {
     ) -> Result<Arc<Volume>, MountError> {
         let geometry = superblock.geometry;
         let me = heartbeat.me();
+        let required = options.fencing == FencingMode::Required;
+        let recovery = Arc::new(Recovery::new(ats.clone(), geometry, me, required));
+        if heartbeat.record().fencing_key != 0
+            && let Some(fencing) = door.fencing()
+        {
+            recovery.fence_own(Incarnation(me.incarnation.0.saturating_sub(1)))?;
+            fencing.register(FencingKey::of(me))?;
+        }
         heartbeat.peers().look()?;
         let demand = Demand::new(ats.clone(), geometry, me, heartbeat.peers().clone());
         let locks = LockManager::new(ats.clone(), me, heartbeat.peers().clone(), demand.clone());
-        let recovery = Arc::new(Recovery::new(ats, geometry, me));
         Self::recover_own(&recovery, &heartbeat)?;
         let journal =
             Journal::begin(door.clone(), superblock.volume, &geometry, me, heartbeat.published.net())?;
@@ -386,6 +425,11 @@ impl Volume {
         self.demand.stop();
         drop(self.volume_guard.lock().take());
         self.heartbeat.leave()?;
+        if let Some(fencing) = self.door.fencing()
+            && let Err(e) = fencing.unregister()
+        {
+            log::warn!("giving the fencing key back: {e}");
+        }
         self.door.lease().end(LEFT);
         Ok(())
     }

@@ -46,7 +46,7 @@ fn options(name: &str) -> MountOptions {
         pid_namespace: 1,
         is_gone: |_| false,
     };
-    MountOptions { host, read_only: false, cache_mib: 4 }
+    MountOptions { host, read_only: false, cache_mib: 4, fencing: Default::default() }
 }
 
 fn lun() -> SimLun {

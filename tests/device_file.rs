@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
 use lunfs::device::open::{OpenOptions, device_identity, open_device};
-use lunfs::device::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, Executed, OpenError};
+use lunfs::device::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, Executed, FencingKey, OpenError};
+use lunfs::types::{Incarnation, Owner, Slot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// `increment PATH BLOCK_BYTES COUNT OFFSET`: what a child process is to do.
+/// What a child process is to do: `increment PATH BLOCK_BYTES COUNT OFFSET`, or `write PATH BLOCK_BYTES LIFE OFFSET`:
+/// registered as that life of slot 3, writes numbers until it is refused.
 const JOB: &str = "LUNFS_TEST_JOB";
 
 fn open(path: &Path, logical_block_bytes: u32) -> Arc<dyn BlockDevice> {
@@ -69,10 +71,38 @@ fn increment(device: &dyn BlockDevice, offset_bytes: u64, times: u64) {
 fn job() {
     let Ok(job) = std::env::var(JOB) else { return };
     let words: Vec<&str> = job.split(' ').collect();
-    let ["increment", path, block_bytes, times, offset] = words[..] else { panic!("{job}") };
+    let [what, path, block_bytes, number, offset] = words[..] else { panic!("{job}") };
     let device = open(Path::new(path), block_bytes.parse().unwrap());
-    println!("ready");
-    increment(&*device, offset.parse().unwrap(), times.parse().unwrap());
+    let (number, offset) = (number.parse().unwrap(), offset.parse().unwrap());
+    match what {
+        "increment" => {
+            println!("ready");
+            increment(&*device, offset, number);
+        }
+        "write" => {
+            device.fencing().expect("a fence").register(key(number)).unwrap();
+            println!("ready");
+            write_until_fenced(&*device, offset);
+            println!("fenced");
+        }
+        _ => panic!("{job}"),
+    }
+}
+
+fn key(life: u64) -> FencingKey {
+    FencingKey::of(Owner { slot: Slot(3), incarnation: Incarnation(life) })
+}
+
+fn write_until_fenced(device: &dyn BlockDevice, offset_bytes: u64) {
+    let mut block = AlignedBuf::zeroed(device.geometry().logical_block_bytes as usize);
+    for n in 1u64.. {
+        block[..8].copy_from_slice(&n.to_le_bytes());
+        match device.write(offset_bytes, &block) {
+            Ok(()) => {}
+            Err(DeviceError::Fenced { .. }) => return,
+            Err(e) => panic!("{e}"),
+        }
+    }
 }
 
 /// A child process that is killed with the test.
@@ -80,7 +110,11 @@ struct Process(Child);
 
 impl Process {
     fn start(path: &Path, block_bytes: u32, times: u64, offset_bytes: u64) -> Self {
-        let job = format!("increment {} {block_bytes} {times} {offset_bytes}", path.display());
+        Self::run("increment", path, block_bytes, times, offset_bytes)
+    }
+
+    fn run(what: &str, path: &Path, block_bytes: u32, number: u64, offset_bytes: u64) -> Self {
+        let job = format!("{what} {} {block_bytes} {number} {offset_bytes}", path.display());
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "job", "--nocapture", "--test-threads=1"])
             .env(JOB, job)
@@ -306,6 +340,75 @@ fn a_process_stopped_inside_a_swap_blocks_only_that_block() {
     child.signal(Signal::SIGSTOP);
     drop(child);
     increment(&*device, HELD, 1);
+}
+
+#[test]
+fn a_fenced_writer_is_refused_and_registers_anew() {
+    let file = image();
+    let (writer, other) = (open(file.path(), 512), open(file.path(), 512));
+    let (writes, others) = (writer.fencing().expect("a fence"), other.fencing().expect("a fence"));
+    others.fence(key(6)).unwrap();
+    writes.register(key(7)).unwrap();
+    writer.write(0, &[1; 512]).unwrap();
+    others.fence(key(6)).unwrap();
+    writer.write(0, &[2; 512]).unwrap();
+    others.fence(key(7)).unwrap();
+    for refused in [
+        writer.write(0, &[3; 512]),
+        writer.discard(0, 4096),
+        writer.write_zeroes(0, 4096),
+        writer.compare_and_write(0, &[2; 512], &[3; 512]).map(drop),
+    ] {
+        assert!(matches!(refused, Err(DeviceError::Fenced { .. })), "{refused:?}");
+    }
+    // Reading is no harm, others go on, and who opens the device later knows of it, too.
+    assert_eq!(read_block(&*writer, 0)[..], [2; 512]);
+    other.write(512, &[4; 512]).unwrap();
+    let late = open(file.path(), 512);
+    late.fencing().expect("a fence").fence(key(7)).unwrap();
+    writes.register(key(8)).unwrap();
+    writer.write(0, &[5; 512]).unwrap();
+    writes.unregister().unwrap();
+    others.fence(key(8)).unwrap();
+    writer.write(0, &[6; 512]).unwrap();
+}
+
+/// Wherever a writer is when it is fenced, stopped or running: what the device shows when `fence` returns stays.
+#[test]
+fn nothing_of_a_fenced_process_lands_later() {
+    let file = image();
+    let options = OpenOptions {
+        logical_block_bytes: Some(512),
+        swap_deadline: Some(Duration::from_millis(60)),
+        ..OpenOptions::default()
+    };
+    let device = open_device(file.path().to_str().unwrap(), options).unwrap();
+    let fencing = device.fencing().expect("a fence");
+    let mut killed = 0;
+    for life in 1..=60 {
+        let mut child = Process::run("write", file.path(), 512, life, 4096);
+        child.wait_ready();
+        std::thread::sleep(Duration::from_micros(97 * life));
+        let stopped = life % 3 != 0;
+        if stopped {
+            child.signal(Signal::SIGSTOP);
+        }
+        fencing.fence(key(life)).unwrap();
+        let mut ours = AlignedBuf::zeroed(512);
+        ours[..8].copy_from_slice(&(u64::MAX - life).to_le_bytes());
+        device.write(4096, &ours).unwrap();
+        if stopped {
+            // It may have been killed: then there is nobody to go on.
+            let _ = kill(Pid::from_raw(child.0.id() as i32), Signal::SIGCONT);
+        }
+        let mut rest = String::new();
+        child.0.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+        let ended = child.0.wait().unwrap();
+        killed += u32::from(!ended.success());
+        assert!(ended.success() && rest.contains("fenced") || stopped, "life {life}: {ended}, {rest}");
+        assert_eq!(counter(&read_block(&*device, 4096)), u64::MAX - life, "a late write of life {life}");
+    }
+    println!("{killed} of 60 writers were stopped inside the gate and killed");
 }
 
 /// Disks that other machines or other nodes may reach are refused by their kind, without an open.

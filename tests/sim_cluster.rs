@@ -5,6 +5,8 @@
 
 #[path = "sim_cluster/counts.rs"]
 mod counts;
+#[path = "sim_cluster/fencing.rs"]
+mod fencing;
 #[path = "sim_cluster/late_writes.rs"]
 mod late_writes;
 #[path = "sim_cluster/model.rs"]

@@ -28,7 +28,7 @@ fn smoke() {
     let a: Arc<dyn BlockDevice> = lun.attach(HostTag(0));
     let b: Arc<dyn BlockDevice> = lun.attach(HostTag(1));
     lunfs::format::format(&*a, &lunfs::format::FormatOptions::default()).unwrap();
-    let opt = |h| MountOptions { host: h, read_only: false, cache_mib: 16 };
+    let opt = |h| MountOptions { host: h, read_only: false, cache_mib: 16, fencing: Default::default() };
     let va = Volume::mount(a, opt(host("a", 1))).unwrap();
     let vb = Volume::mount(b, opt(host("b", 2))).unwrap();
     let (fa, fb) = (va.operations(), vb.operations());

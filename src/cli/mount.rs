@@ -152,6 +152,7 @@ fn open_volume(args: &Args, request: &VolumeRequest<'_>) -> Result<Arc<dyn Mount
         host: volume::local_identity(Some(request.host_name)),
         read_only: request.options.read_only,
         cache_mib: request.options.cache_mib.unwrap_or(DEFAULT_CACHE_MIB),
+        fencing: request.options.fencing,
     };
     let volume = Volume::mount(opened, choices).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
     Ok(volume)

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
+use crate::volume::FencingMode;
 
 const MAX_THREADS: usize = 64;
 
@@ -30,6 +31,7 @@ pub struct MountOptions {
     /// For image files, which have no logical block size of their own.
     pub logical_block: Option<u32>,
     pub cache_mib: Option<u32>,
+    pub fencing: FencingMode,
     pub max_background: u16,
     /// Behave as on a kernel without the newer abilities (for tests).
     pub kernel_old: bool,
@@ -52,6 +54,7 @@ impl Default for MountOptions {
             log: None,
             logical_block: None,
             cache_mib: None,
+            fencing: FencingMode::default(),
             max_background: 64,
             kernel_old: false,
         }
@@ -155,6 +158,7 @@ impl MountOptions {
                 "4096" => self.logical_block = Some(4096),
                 _ => return Err(bad("512 or 4096")),
             },
+            "fencing" => self.fencing = value.parse().map_err(|expected: String| bad(&expected))?,
             "cache_mib" => {
                 let mib = value.parse().ok().filter(|n| *n >= 8);
                 self.cache_mib = Some(mib.ok_or_else(|| bad("a number of MiB, at least 8"))?);

@@ -16,7 +16,8 @@
 //! watched_ms  how long the slots were watched
 //! hosts[]   one per slot that was ever claimed: slot, host, host_uuid, incarnation, state (free live left
 //!           withdrawn recovering recovered unrecoverable; null: unreadable), verdict (moving silent dead
-//!           ended unreadable), unchanged_ms, beat, beat_ms, lease_ms, dead_ms, hold_ms, protocol,
+//!           ended unreadable), unchanged_ms, beat, beat_ms, lease_ms, dead_ms, hold_ms, fencing (device: it can be shut out of the device;
+//!           lease: only waiting stops it), protocol,
 //!           logical_block_bytes, pid, clock_skew_ms (null unless it moved), last_beat_clock_ms (how long ago
 //!           by the two wall clocks), recoverer {slot, incarnation, host, life} or null, net_blocks,
 //!           net_inodes, problem
@@ -102,6 +103,7 @@ struct HostReport {
     lease_ms: u32,
     dead_ms: u32,
     hold_ms: u32,
+    fencing: &'static str,
     protocol: u32,
     logical_block_bytes: u32,
     pid: u32,
@@ -195,6 +197,7 @@ fn host_report(watched: &WatchedSlot, hosts: &Hosts<'_>) -> HostReport {
         lease_ms: record.durations.lease_ms,
         dead_ms: record.durations.dead_ms,
         hold_ms: record.durations.hold_ms,
+        fencing: if record.fencing_key == 0 { "lease" } else { "device" },
         protocol: record.protocol,
         logical_block_bytes: record.logical_block_bytes,
         pid: record.pid,
@@ -241,8 +244,18 @@ fn text(device: &str, report: &Report) -> String {
 }
 
 fn host_table(hosts: &[HostReport]) -> Table {
-    let mut table =
-        Table::new(&["SLOT", "HOST", "LIFE", "STATE", "HEARTBEAT", "TERMS", "PROTO", "CLOCK", "RECOVERY"]);
+    let mut table = Table::new(&[
+        "SLOT",
+        "HOST",
+        "LIFE",
+        "STATE",
+        "HEARTBEAT",
+        "TERMS",
+        "FENCING",
+        "PROTO",
+        "CLOCK",
+        "RECOVERY",
+    ]);
     for h in hosts {
         let heartbeat = match h.verdict {
             Some(Verdict::Moving) => format!("moving, last {} ago", span_ms(h.unchanged_ms)),
@@ -270,6 +283,7 @@ fn host_table(hosts: &[HostReport]) -> Table {
             state,
             heartbeat,
             format!("{}+{} ms", h.dead_ms, h.hold_ms),
+            h.fencing.into(),
             h.protocol.to_string(),
             clock,
             recovery,

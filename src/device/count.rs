@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
+use super::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Fencing};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -143,6 +143,10 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Counting<D> {
 
     fn resets(&self) -> u64 {
         self.inner.resets()
+    }
+
+    fn fencing(&self) -> Option<&dyn Fencing> {
+        self.inner.fencing()
     }
 }
 

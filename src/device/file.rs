@@ -22,20 +22,10 @@
 //! gone has nothing on its way. A local disk that stalls one write for longer than a lease while it
 //! serves others is not covered by that.
 //!
-//! # Where the emulated fence will stand
-//!
-//! A registrant is a small number (the heartbeat slot). `FileDevice::check_change` is the gate that
-//! every write, swap, discard and zeroing passes; it will return a guard that is held until the command
-//! has ended. In it a writer takes a shared lock on its own registrant's byte behind the marks of
-//! `locks`, and looks whether the registrant is on the list of the fenced. Who fences takes that
-//! byte exclusively, so it waits for writes that are inside and lets none in, appends to the list, and
-//! lets go: a late write is then refused, also that of a process that was stopped before the gate.
-//! One stopped *inside* the gate keeps the fencer out until its deadline: not fenced, the lease must do.
-//! The list must outlive who wrote it, so it is data and not a lock: an extended attribute of the
-//! agreed inode (where the filesystem has none, no fence is offered). Lock, attribute and unlock cost
-//! about as much as the lock of a swap does: some two microseconds, a twentieth of a write.
+//! Every write, swap, discard and zeroing passes the gate of the emulated fence (`fence`).
 
 mod backing;
+mod fence;
 mod io;
 mod locks;
 pub mod loopdev;
@@ -49,9 +39,12 @@ use std::time::Duration;
 
 pub(super) use self::backing::is_loop_device;
 use self::backing::{Backing, FileKind, Kind, io_error, require_local, resolve};
+use self::fence::{Fence, Inside};
 use self::io::Io;
 use self::locks::{LockError, Presence, PresenceError, RangeLocks};
-use super::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, OpenError};
+use super::{
+    AlignedBuf, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing, OpenError,
+};
 
 /// How to open a [`FileDevice`].
 #[derive(Clone, Debug)]
@@ -64,7 +57,7 @@ pub struct FileOptions {
     pub create_size: Option<u64>,
     /// Refuses if anything else on this machine has the device open, and keeps others out.
     pub exclusive: bool,
-    /// The longest a compare-and-write waits for the lock of its block.
+    /// The longest a compare-and-write waits for the lock of its block, and a fence for what is under way.
     pub swap_deadline: Duration,
 }
 
@@ -91,6 +84,7 @@ pub struct FileDevice {
     read_only: bool,
     /// Failed flushes: after one the kernel may have dropped what it had cached.
     lost_caches: AtomicU64,
+    fence: Option<Fence>,
     _presence: Presence,
 }
 
@@ -117,6 +111,11 @@ impl FileDevice {
             PresenceError::OtherCacheMode => OpenError::MixedCaching { spec: spec.into() },
             PresenceError::Io(e) => io_error(spec, "announcing us with a lock", e),
         })?;
+        let fence = if options.read_only {
+            None
+        } else {
+            Fence::new(inode, options.swap_deadline).map_err(|e| io_error(spec, "opening its fence", e))?
+        };
         Ok(FileDevice {
             geometry: DeviceGeometry {
                 logical_block_bytes,
@@ -135,6 +134,7 @@ impl FileDevice {
             swap_deadline: options.swap_deadline,
             read_only: options.read_only,
             lost_caches: AtomicU64::new(0),
+            fence,
             _presence: presence,
         })
     }
@@ -154,14 +154,19 @@ impl FileDevice {
         Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
     }
 
-    /// The gate of everything that changes the device; the emulated fence will stand here.
-    fn check_change(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+    /// The gate of everything that changes the device, to be kept until the change has ended.
+    fn enter_change(
+        &self,
+        op: &'static str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Inside<'_>>, DeviceError> {
         self.check(op, offset_bytes, len_bytes)?;
         if self.read_only {
             let err = std::io::Error::from_raw_os_error(libc::EROFS);
             return Err(DeviceError::io(op, offset_bytes, Executed::No, err));
         }
-        Ok(())
+        self.fence.as_ref().map(|fence| fence.enter(op, offset_bytes)).transpose()
     }
 }
 
@@ -176,7 +181,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.check_change("write", offset_bytes, data.len() as u64)?;
+        let _inside = self.enter_change("write", offset_bytes, data.len() as u64)?;
         self.io.write("write", offset_bytes, data)
     }
 
@@ -192,7 +197,7 @@ impl BlockDevice for FileDevice {
             let len_bytes = expected.len().max(new.len()) as u64;
             return Err(DeviceError::BadRange { op: OP, offset_bytes, len_bytes });
         }
-        self.check_change(OP, offset_bytes, unit as u64)?;
+        let _inside = self.enter_change(OP, offset_bytes, unit as u64)?;
         // All memory is at hand before the lock is held.
         let mut found = AlignedBuf::zeroed(unit);
         let new = AlignedBuf::copy_of(new);
@@ -228,17 +233,21 @@ impl BlockDevice for FileDevice {
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.check_change("discard", offset_bytes, len_bytes)?;
+        let _inside = self.enter_change("discard", offset_bytes, len_bytes)?;
         self.io.discard(offset_bytes, len_bytes)
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.check_change("write-zeroes", offset_bytes, len_bytes)?;
+        let _inside = self.enter_change("write-zeroes", offset_bytes, len_bytes)?;
         self.io.write_zeroes(offset_bytes, len_bytes)
     }
 
     fn resets(&self) -> u64 {
         self.lost_caches.load(Ordering::SeqCst)
+    }
+
+    fn fencing(&self) -> Option<&dyn Fencing> {
+        self.fence.as_ref().map(|fence| fence as &dyn Fencing)
     }
 }
 

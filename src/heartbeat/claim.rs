@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::ats::{Ats, AtsError, Image, Swapped};
+use crate::device::FencingKey;
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::{Durations, SlotRecord, SlotState};
 use crate::layout::superblock::{KNOWN_FEATURES, PROTOCOL_VERSION};
@@ -75,12 +76,14 @@ pub struct Claim {
 }
 
 /// Claims a slot for a new life of `host`. Ends with a flush, so that two hosts can't get one name from a
-/// device that forgets.
+/// device that forgets. `fenced`: this life can be shut out of the device, by the key that its slot says from now
+/// on; the caller registers it before anything else is written.
 pub fn claim(
     ats: &Ats,
     geometry: &Geometry,
     host: &HostIdentity,
     durations: Durations,
+    fenced: bool,
 ) -> Result<Claim, ClaimError> {
     loop {
         let mut best: Option<(u8, Slot, Image<SlotRecord>)> = None;
@@ -124,7 +127,7 @@ pub fn claim(
             logical_block_bytes: ours,
             protocol: PROTOCOL_VERSION,
             features: KNOWN_FEATURES,
-            fencing_key: 0,
+            fencing_key: if fenced { FencingKey::of(Owner { slot, incarnation }).value() } else { 0 },
             recoverer: None,
             wall_ns: secs.saturating_mul(1_000_000_000).saturating_add(nanos.into()),
             ..image.record.clone()

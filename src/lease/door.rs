@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Lease;
-use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed};
+use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing};
 use crate::rt::{self, Condvar, Instant, Mutex};
 use crate::types::{BLOCK_BYTES_U64, BlockNo};
 
@@ -151,6 +151,11 @@ impl Door {
         self.geometry
     }
 
+    /// Reservations of the device.
+    pub fn fencing(&self) -> Option<&dyn Fencing> {
+        self.device.fencing()
+    }
+
     pub fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }
@@ -215,8 +220,15 @@ impl Door {
                     }
                     self.check(op, at.offset_bytes(), Executed::Maybe)?;
                 }
-                known => return known,
+                known => return known.inspect_err(|e| self.notice(e)),
             }
+        }
+    }
+
+    /// Who was shut out of the device is dead to the others.
+    fn notice(&self, error: &DeviceError) {
+        if matches!(error, DeviceError::Fenced { .. }) {
+            self.lease.end("another host fenced this one at the device");
         }
     }
 
@@ -242,7 +254,8 @@ impl Door {
         }
         self.check("compare-and-write", at.offset_bytes(), Executed::No)?;
         counters.swaps.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new)?;
+        let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new);
+        let outcome = outcome.inspect_err(|e| self.notice(e))?;
         self.check("compare-and-write", at.offset_bytes(), Executed::Maybe)?;
         Ok(outcome)
     }

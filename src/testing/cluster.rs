@@ -40,7 +40,7 @@ use crate::layout::{Block, RECORD_BYTES, zero_block};
 use crate::rt::sim::{SimRng, Simulation, kill_host, on_failure, on_host, spawn_on};
 use crate::rt::{HostTag, JoinHandle};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
-use crate::volume::{MountError, MountOptions, Volume};
+use crate::volume::{FencingMode, MountError, MountOptions, Volume};
 
 /// The context of an operation that may wait as long as it takes.
 pub fn cx() -> OpContext {
@@ -143,7 +143,8 @@ impl Cluster {
             pid_namespace: 1,
             is_gone: |_| true,
         };
-        let options = MountOptions { host, read_only: false, cache_mib: 4 };
+        let fencing = FencingMode::Auto;
+        let options = MountOptions { host, read_only: false, cache_mib: 4, fencing };
         spawn_on(tag, "mount", move || Volume::mount(device, options))
     }
 

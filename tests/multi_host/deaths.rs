@@ -2,8 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::harness::{Backing, Cluster, can_mount, until};
 
@@ -116,5 +119,52 @@ fn killed_and_back(mut cluster: Cluster) {
         assert!(took < Duration::from_secs(8), "{took:?} from the death to the first answers");
         check(&cluster.dir(0).join(format!("dir{round}")));
     }
+    cluster.end();
+}
+
+#[test]
+fn stopped_and_fenced_on_a_file() {
+    two_hosts(Backing::File(512)).into_iter().for_each(stopped_and_fenced);
+}
+
+#[test]
+fn stopped_and_fenced_on_loop_devices() {
+    two_hosts(Backing::Loop(4096)).into_iter().for_each(stopped_and_fenced);
+}
+
+/// A daemon is stopped while it writes, for longer than its dead time. The other host shuts it out of the device
+/// before it takes over, so whatever it does when it wakes up changes nothing.
+fn stopped_and_fenced(mut cluster: Cluster) {
+    let paths = cluster.paths("file");
+    fs::write(&paths[0], vec![1; 64 << 10]).expect("write");
+    File::open(&paths[0]).and_then(|f| f.sync_all()).expect("fsync");
+    let target = paths[0].clone();
+    let writing = std::thread::spawn(move || {
+        let file = File::options().write(true).open(target).expect("open");
+        while file.write_all_at(&[2; 64 << 10], 0).is_ok() {}
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    cluster.hosts[0].signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    let file = File::options().read(true).write(true).open(&paths[1]).expect("open");
+    file.write_all_at(&[3; 64 << 10], 0).expect("write");
+    file.sync_all().expect("fsync");
+    println!("taken over {:?} after the stop", stopped.elapsed());
+    // It may have been killed, if it was stopped in the middle of a write.
+    if cluster.hosts[0].is_alive() {
+        cluster.hosts[0].signal(Signal::SIGCONT);
+    }
+    until("the daemon ends", || !cluster.hosts[0].is_alive());
+    writing.join().expect("the writer");
+    let mut bytes = vec![0; 64 << 10];
+    file.read_exact_at(&mut bytes, 0).expect("read");
+    assert!(bytes.iter().all(|b| *b == 3), "a write of the stopped host landed after it was fenced");
+    drop(file);
+    let name = cluster.hosts[0].name.clone();
+    cluster.take_off(0);
+    // Its next life registers anew.
+    cluster.mount_as(&name, "rw");
+    fs::write(cluster.dir(1).join("file"), b"back").expect("write");
+    assert_eq!(fs::read(cluster.dir(0).join("file")).expect("read"), b"back");
     cluster.end();
 }

@@ -294,6 +294,12 @@ impl Cluster {
         host.name
     }
 
+    /// Takes off the mount of a daemon that ended by itself.
+    pub fn take_off(&mut self, host: usize) {
+        let host = self.hosts.remove(host);
+        umount2(&host.dir, MntFlags::MNT_DETACH).expect("a dead mount can be taken off");
+    }
+
     /// `lunfs status --json`: the slots that were ever claimed, as (host, state).
     pub fn states(&self) -> Vec<(String, String)> {
         let output = lunfs().args(["status", "--json"]).arg(self.image()).output().expect("status runs");

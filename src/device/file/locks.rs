@@ -27,15 +27,14 @@ use crate::rt::{Instant, Mutex, sleep, yield_now};
 
 /// First byte of the marks: beyond the end of the largest file that Linux can address usefully, and
 /// still far from the largest offset a lock can name.
-const MARKS_AT: u64 = 1 << 62;
+pub(super) const MARKS_AT: u64 = 1 << 62;
 /// Everyone who has the device open; exclusively by who must be alone.
 const MARK_PRESENCE: u64 = MARKS_AT;
 /// Held shared by who goes past the page cache of the inode.
 const MARK_DIRECT: u64 = MARKS_AT + 1;
 /// Held shared by who goes through the page cache of the inode.
 const MARK_PAGE_CACHE: u64 = MARKS_AT + 2;
-// `MARKS_AT + 4096 ..` is reserved for the emulated fence: one byte per registrant, see the header
-// of the parent module.
+// `MARKS_AT + 4095 ..` belongs to the emulated fence (`fence`).
 
 /// Idle descriptions kept; more are opened while more swaps run at once, and closed afterwards.
 const IDLE_MAX: usize = 16;
@@ -142,7 +141,7 @@ impl Drop for RangeGuard<'_> {
 }
 
 /// A new description of the same inode, whatever its path is called by now.
-fn reopen(file: &File, writable: bool) -> io::Result<File> {
+pub(super) fn reopen(file: &File, writable: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(writable).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::device::{CompareOutcome, DeviceError};
+use crate::device::{CompareOutcome, DeviceError, FencingKey};
 use crate::rt::HostTag;
 use crate::rt::sim::{Completion, ThreadTag};
 
@@ -68,6 +68,8 @@ pub struct Command {
     /// How many executions there had been.
     pub issue_order: u64,
     pub issuer: Option<ThreadTag>,
+    /// The key under which the host was registered when it issued the command.
+    pub key: Option<FencingKey>,
     pub resets: u64,
     pub completion: Completion<Answer>,
 }

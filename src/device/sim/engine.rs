@@ -130,7 +130,8 @@ impl Inner {
         let _turn = self.executing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut state = self.lock();
         let observer = state.observer.clone();
-        if again && (command.resets != state.resets || state.host(command.host).fenced) {
+        let fenced_key = command.key.is_some_and(|key| state.fenced_keys.contains(&key));
+        if again && (command.resets != state.resets || state.host(command.host).fenced || fenced_key) {
             return Err(interrupted(command));
         }
         let outcome = state.execute(command, fault, observer.is_some());
@@ -212,8 +213,9 @@ impl LunState {
         let op = command.kind.name();
         let powered = self.powered;
         let losses = self.losses(command.host);
+        let fenced_key = command.key.is_some_and(|key| self.fenced_keys.contains(&key));
         let host = self.host(command.host);
-        if host.fenced {
+        if host.fenced || fenced_key && command.kind.changes() {
             return Some(DeviceError::Fenced { op, offset_bytes: command.offset });
         }
         if !powered || host.partition == Some(Partition::Fail) {

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::command::{Command, CommandKind, Payload, Reply};
 use super::lun::Inner;
-use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
+use crate::device::{
+    BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing, FencingKey,
+};
 use crate::rt::sim::{self, Completion};
 use crate::rt::{Condvar, HostTag, Mutex};
 
@@ -16,6 +18,7 @@ pub struct SimDevice {
     /// Resets the host has learned of: with each answer that comes after one.
     resets: AtomicU64,
     attached_at: u64,
+    key: Mutex<Option<FencingKey>>,
     outstanding: Mutex<u32>,
     freed: Condvar,
 }
@@ -27,6 +30,7 @@ impl SimDevice {
             host,
             resets: AtomicU64::new(resets),
             attached_at: resets,
+            key: Mutex::new(None),
             outstanding: Mutex::new(0),
             freed: Condvar::new(),
         }
@@ -40,6 +44,7 @@ impl SimDevice {
     fn run(&self, kind: CommandKind, offset: u64, len: u64, payload: Payload) -> Result<Reply, DeviceError> {
         self.check(kind, offset, len, &payload)?;
         let _place = self.lun.options.queue_depth.map(|depth| self.take_place(depth));
+        let key = *self.key.lock();
         let command = {
             let mut state = self.lun.lock();
             Command {
@@ -52,6 +57,7 @@ impl SimDevice {
                 issued: sim::now().unwrap_or_default(),
                 issue_order: state.executions,
                 issuer: sim::this_thread(),
+                key,
                 resets: state.resets,
                 completion: Completion::new(),
             }
@@ -143,5 +149,42 @@ impl BlockDevice for SimDevice {
 
     fn resets(&self) -> u64 {
         self.resets.load(Relaxed) - self.attached_at
+    }
+
+    fn fencing(&self) -> Option<&dyn Fencing> {
+        self.lun.options.fencing.then_some(self as &dyn Fencing)
+    }
+}
+
+/// Without latency: what matters of a reservation is its order among executions.
+impl Fencing for SimDevice {
+    fn register(&self, key: FencingKey) -> Result<(), DeviceError> {
+        self.reach("register")?;
+        self.lun.lock().fenced_keys.remove(&key);
+        *self.key.lock() = Some(key);
+        Ok(())
+    }
+
+    fn fence(&self, key: FencingKey) -> Result<(), DeviceError> {
+        self.reach("preempt and abort")?;
+        self.lun.lock().fenced_keys.insert(key);
+        Ok(())
+    }
+
+    fn unregister(&self) -> Result<(), DeviceError> {
+        self.reach("unregister")?;
+        *self.key.lock() = None;
+        Ok(())
+    }
+}
+
+impl SimDevice {
+    /// Reservation commands get through, or not at all.
+    fn reach(&self, op: &'static str) -> Result<(), DeviceError> {
+        let mut state = self.lun.lock();
+        if state.powered && state.host(self.host).partition.is_none() {
+            return Ok(());
+        }
+        Err(DeviceError::io(op, 0, Executed::No, std::io::Error::from_raw_os_error(libc::EIO)))
     }
 }

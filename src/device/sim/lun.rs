@@ -1,6 +1,6 @@
 //! The simulated LUN itself: its state, what a test can do to it and see of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::fault::{Fault, FaultPlan, FaultRule, Faults};
 use super::handle::SimDevice;
 use super::media::{Keep, Media};
 use super::options::SimLunOptions;
-use crate::device::DeviceGeometry;
+use crate::device::{DeviceGeometry, FencingKey};
 use crate::rt::sim::{self, SimRng};
 use crate::rt::{HostTag, random_u64};
 
@@ -58,6 +58,8 @@ pub(super) struct LunState {
     pub resets: u64,
     pub powered: bool,
     pub observer: Option<Arc<dyn LunObserver>>,
+    /// Keys that were preempted: commands under them are refused, whenever they were issued.
+    pub fenced_keys: BTreeSet<FencingKey>,
     hosts: BTreeMap<HostTag, HostState>,
     trace: VecDeque<TraceEntry>,
     trace_len: usize,
@@ -134,6 +136,7 @@ impl SimLun {
             resets: 0,
             powered: true,
             observer: None,
+            fenced_keys: BTreeSet::new(),
             hosts: BTreeMap::new(),
             trace: VecDeque::new(),
             trace_len: options.trace_len,

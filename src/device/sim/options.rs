@@ -102,6 +102,8 @@ pub struct SimLunOptions {
     pub volatile_cache: bool,
     /// Published in the geometry; bounds every random delay.
     pub hold_time: Duration,
+    /// Does the LUN have reservations?
+    pub fencing: bool,
     pub latency: Latency,
     /// When a host gives up waiting for an answer.
     pub deadline: Duration,
@@ -120,6 +122,7 @@ impl Default for SimLunOptions {
             size_bytes: 64 << 30,
             volatile_cache: true,
             hold_time: Duration::from_secs(5),
+            fencing: false,
             latency: Latency::default(),
             deadline: Duration::from_secs(2),
             queue_depth: None,
