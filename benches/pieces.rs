@@ -31,7 +31,8 @@ fn mount(device: Arc<dyn BlockDevice>, n: u8) -> Arc<Volume> {
         pid_namespace: 1,
         is_gone: |_| false,
     };
-    Volume::mount(device, MountOptions { host, read_only: false, cache_mib: 64 }).expect("a mount")
+    Volume::mount(device, MountOptions { host, read_only: false, cache_mib: 64, fencing: Default::default() })
+        .expect("a mount")
 }
 
 /// Prints one line; `act` is called with 0, 1, 2, ...
