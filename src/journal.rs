@@ -104,7 +104,7 @@ impl Journal {
             live: VecDeque::new(),
             used: 0,
         };
-        journal.write_tail()?;
+        journal.write_tail(0)?;
         Ok(journal)
     }
 
@@ -226,22 +226,18 @@ impl Journal {
 
     /// Gives ring space back: moves the tail past all transactions in place and makes that durable.
     pub fn advance_tail(&mut self) -> Result<(), DeviceError> {
-        let mut freed = 0;
-        while let Some(first) = self.live.front()
-            && first.outstanding == 0
-        {
-            freed += first.blocks;
-            self.live.pop_front();
-        }
-        if freed > 0 {
-            self.write_tail()?;
-            self.used -= freed;
+        let done = self.live.iter().take_while(|live| live.outstanding == 0).count();
+        if done > 0 {
+            // Nothing is given back before the disk says so: a failure leaves all as it was.
+            self.write_tail(done)?;
+            self.used -= self.live.drain(..done).map(|live| live.blocks).sum::<u64>();
         }
         Ok(())
     }
 
-    fn write_tail(&mut self) -> Result<(), DeviceError> {
-        let (tail_sequence, tail_position, chain, net) = match self.live.front() {
+    /// Writes a header after which the oldest `done` transactions are not replayed any more.
+    fn write_tail(&mut self, done: usize) -> Result<(), DeviceError> {
+        let (tail_sequence, tail_position, chain, net) = match self.live.get(done) {
             Some(first) => (first.sequence, first.position, first.chain_before, first.net_before),
             None => (self.next_sequence, self.head, self.chain, self.net),
         };

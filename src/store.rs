@@ -116,7 +116,7 @@ pub struct Store {
     state: Mutex<State>,
     /// Held over every commit and checkpoint.
     io: Mutex<Journal>,
-    /// The most blocks of one transaction.
+    /// The most ring blocks of one transaction.
     limit: usize,
     hit_check: OnceLock<HitCheck>,
 }
@@ -246,12 +246,17 @@ impl Store {
     /// Returns the transaction's id for [`Store::commit`].
     pub fn apply(&self, mut plan: Plan<'_>) -> Result<u64, StoreError> {
         let planned = plan.finish()?;
-        let blocks = planned.changes.len();
+        let (images, revokes) = (planned.changes.len(), planned.revokes.len());
+        let blocks = Journal::blocks_for(images, revokes) as usize;
         if blocks > self.limit {
             return Err(StoreError::TooLarge { blocks });
         }
         let mut state = self.state.lock();
-        while state.running.blocks.len() + blocks > self.limit {
+        let full = |running: &Running| {
+            let together = (running.blocks.len() + images, running.revokes.len() + revokes);
+            Journal::blocks_for(together.0, together.1) as usize > self.limit
+        };
+        while !state.running.is_empty() && full(&state.running) {
             let id = state.running.id;
             drop(state);
             self.commit(id)?;

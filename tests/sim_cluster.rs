@@ -15,6 +15,8 @@ mod model;
 mod names;
 #[path = "sim_cluster/planted.rs"]
 mod planted;
+#[path = "sim_cluster/power.rs"]
+mod power;
 #[path = "sim_cluster/recovery.rs"]
 mod recovery;
 #[path = "sim_cluster/registers.rs"]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::{FsError, Operations};
 use lunfs::rt;
 use lunfs::rt::sim::{Simulation, seeds};
@@ -144,6 +145,37 @@ fn room_of_an_open_and_unlinked_file_comes_back_after_its_close() {
                 assert!(closed.elapsed() < Duration::from_secs(12), "its room is still taken");
                 rt::sleep(100 * MS);
             }
+            cluster.finish();
+        });
+    }
+}
+
+/// A header that could not be written once: the ring's space is given back by the next one.
+#[test]
+fn a_failed_header_costs_no_room_in_the_journal() {
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 1);
+            let (root, store) = (cluster.root(), cluster.hosts[0].volume.store().clone());
+            let slot = cluster.hosts[0].volume.heartbeat().me().slot;
+            let header = cluster.superblock.geometry.journal(slot).offset_bytes();
+            let (free, _) = store.journal_space().expect("nothing is under way");
+            let rule = FaultRule::next_of(Fault::IoError, cluster.hosts[0].tag, CommandKind::Write);
+            cluster.lun.inject(FaultRule { bytes: Some(header..header + 4096), ..rule });
+            cluster.on(0, |fs| {
+                fs.mkdir(&cx(), root, b"dir", 0o755).map(drop).unwrap();
+                fs.sync(&cx()).unwrap();
+            });
+            // Put in place by itself, twice: the first header fails.
+            rt::sleep(Duration::from_secs(20));
+            assert_eq!(cluster.lun.fault_hits().1, 0, "no header was written");
+            cluster.on(0, |fs| {
+                fs.mkdir(&cx(), root, b"other", 0o755).map(drop).unwrap();
+                fs.sync(&cx()).unwrap();
+            });
+            rt::sleep(Duration::from_secs(20));
+            assert_eq!(store.journal_space().map(|(free, _)| free), Some(free), "room was lost");
             cluster.finish();
         });
     }
