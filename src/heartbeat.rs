@@ -198,6 +198,19 @@ impl Heartbeat {
                 }
                 Err(self.lease.reason().unwrap_or_default())
             }
+            Ok(Swapped::Miscompare(found)) if rolled_back(&image.record, &found.record) => {
+                // Beats are not flushed, so a device that forgets takes them back. Others see the slot change
+                // and wait anew; our lease goes on from the beats that landed.
+                log::warn!(
+                    "the LUN shows beat {} of this host instead of {}",
+                    found.record.beat,
+                    image.record.beat
+                );
+                self.ats.door().notice_reset();
+                *image = found;
+                drop(image);
+                self.beat(issued)
+            }
             Ok(Swapped::Miscompare(found)) => Err(declared_dead(&image.record, &found.record)),
             Err(AtsError::Device(e)) if self.lease.allows() => {
                 // The lease decides how long this may go on.
@@ -237,18 +250,28 @@ impl Heartbeat {
     }
 
     /// Changes more of our slot than a beat does, and makes it durable.
-    fn change_slot(&self, change: impl FnOnce(&mut SlotRecord)) -> Result<(), AtsError> {
+    fn change_slot(&self, change: impl Fn(&mut SlotRecord)) -> Result<(), AtsError> {
         let mut image = self.image.lock();
-        let mut record = image.record.clone();
-        record.beat += 1;
-        change(&mut record);
-        (record.net_blocks, record.net_inodes) = self.published.net();
-        match self.ats.swap(IoClass::Setup, &image, &record)? {
-            Swapped::Done(new) => *image = new,
-            Swapped::Miscompare(found) => {
-                let reason = declared_dead(&image.record, &found.record);
-                log::error!("{}: {reason}", self.me);
-                self.lease.end(&reason);
+        loop {
+            let mut record = image.record.clone();
+            record.beat += 1;
+            change(&mut record);
+            (record.net_blocks, record.net_inodes) = self.published.net();
+            match self.ats.swap(IoClass::Setup, &image, &record)? {
+                Swapped::Done(new) => {
+                    *image = new;
+                    break;
+                }
+                Swapped::Miscompare(found) if rolled_back(&image.record, &found.record) => {
+                    self.ats.door().notice_reset();
+                    *image = found;
+                }
+                Swapped::Miscompare(found) => {
+                    let reason = declared_dead(&image.record, &found.record);
+                    log::error!("{}: {reason}", self.me);
+                    self.lease.end(&reason);
+                    break;
+                }
             }
         }
         self.ats.settle(IoClass::Setup)
@@ -265,11 +288,10 @@ impl Heartbeat {
             record.state = SlotState::Withdrawn;
             (record.net_blocks, record.net_inodes) = self.published.net();
             *image = match self.ats.swap(IoClass::Farewell, &image, &record)? {
-                // A beat of ours whose answer nobody waited for: the last one.
+                // A beat of ours whose answer nobody waited for, or an older one that the device brought back.
                 Swapped::Miscompare(found)
                     if found.record.incarnation == self.me.incarnation
-                        && found.record.state == SlotState::Live
-                        && found.record.beat > image.record.beat =>
+                        && found.record.state == SlotState::Live =>
                 {
                     found
                 }
@@ -287,13 +309,12 @@ impl Heartbeat {
     }
 }
 
+/// An older state of this very life, which only the device can bring back.
+fn rolled_back(ours: &SlotRecord, found: &SlotRecord) -> bool {
+    found.incarnation == ours.incarnation && found.beat < ours.beat && found.state == SlotState::Live
+}
+
 fn declared_dead(ours: &SlotRecord, found: &SlotRecord) -> String {
-    if found.incarnation == ours.incarnation && found.beat < ours.beat && found.state == SlotState::Live {
-        return format!(
-            "the LUN shows an older beat of this host ({} instead of {}): it was rolled back",
-            found.beat, ours.beat
-        );
-    }
     match found.recoverer {
         Some(by) => format!("this host was declared dead by {by} (its slot says {:?})", found.state),
         None => format!(

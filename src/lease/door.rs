@@ -16,8 +16,10 @@ pub enum IoClass {
     Beat,
     /// Doorbells and request blocks looked at or written by the demand thread.
     Demand,
-    /// Lock blocks, and the doorbell and request traffic of a wait.
+    /// Lock blocks.
     Lock,
+    /// The doorbell and request traffic of a wait: hints, which a device may forget.
+    Wish,
     Journal,
     /// Metadata blocks in place.
     Metadata,
@@ -29,7 +31,7 @@ pub enum IoClass {
     Farewell,
 }
 
-const CLASSES: usize = 8;
+const CLASSES: usize = 9;
 
 /// Commands issued through a door, by class.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,6 +98,13 @@ pub struct Door {
     /// Data writes that ended, and how many of them a flush has covered.
     data_written: AtomicU64,
     data_flushed: AtomicU64,
+    /// Changes that ended and must outlive a power cut, how many of them a flush has covered, and under which
+    /// count of resets.
+    changed: AtomicU64,
+    covered: Mutex<Covered>,
+    known_resets: AtomicU64,
+    /// Signs of a reset that the device itself did not count.
+    noticed_resets: AtomicU64,
     flushing: Mutex<Flushing>,
     flushed: Condvar,
     /// Plain changes on their way, and until when one that timed out may still come.
@@ -119,6 +128,12 @@ impl Drop for Changing<'_> {
     }
 }
 
+#[derive(Default)]
+struct Covered {
+    changed: u64,
+    resets: u64,
+}
+
 /// Flushes are shared: who needs one waits for the next that begins after it asked.
 #[derive(Default)]
 struct Flushing {
@@ -134,17 +149,31 @@ impl Door {
     pub fn new(device: Arc<dyn BlockDevice>, lease: Arc<Lease>) -> Self {
         let geometry = device.geometry();
         Door {
-            device,
             lease,
             geometry,
             counters: Default::default(),
             data_written: AtomicU64::new(0),
             data_flushed: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
+            covered: Mutex::new(Covered { changed: 0, resets: device.resets() }),
+            known_resets: AtomicU64::new(device.resets()),
+            noticed_resets: AtomicU64::new(0),
             flushing: Mutex::new(Flushing::default()),
             flushed: Condvar::new(),
             changing: AtomicU64::new(0),
             may_come_until: Mutex::new(None),
+            device,
         }
+    }
+
+    /// How often the device may have forgotten what was not flushed.
+    pub fn resets(&self) -> u64 {
+        self.device.resets() + self.noticed_resets.load(Ordering::Acquire)
+    }
+
+    /// The disk shows an older state than this host wrote: the device forgot, whether it counted that or not.
+    pub fn notice_reset(&self) {
+        self.noticed_resets.fetch_add(1, Ordering::AcqRel);
     }
 
     pub fn geometry(&self) -> DeviceGeometry {
@@ -187,7 +216,7 @@ impl Door {
         self.check("write", at.offset_bytes(), Executed::No)?;
         counters.writes.fetch_add(1, Ordering::Relaxed);
         counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let written = self.until_known("write", at, || self.device.write(at.offset_bytes(), data));
+        let written = self.until_known(class, "write", at, || self.device.write(at.offset_bytes(), data));
         if class == IoClass::Data {
             self.data_written.fetch_add(1, Ordering::AcqRel);
         }
@@ -201,13 +230,22 @@ impl Door {
     /// time contains the hold time.
     fn until_known(
         &self,
+        class: IoClass,
         op: &'static str,
         at: BlockNo,
         mut change: impl FnMut() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         loop {
             let issued = Instant::now();
-            match change() {
+            self.look_for_reset()?;
+            let resets = self.resets();
+            let outcome = change();
+            self.ended(class);
+            match outcome {
+                // Executed before the reset or after it: nobody knows. Once more, and it is known.
+                Ok(()) if self.geometry.volatile_cache && self.resets() != resets => {
+                    self.check(op, at.offset_bytes(), Executed::Maybe)?;
+                }
                 Err(e) if e.may_come_later() => {
                     log::warn!("{e}; it is made again once it can't come any more");
                     let gone = issued + self.geometry.hold_time;
@@ -254,8 +292,16 @@ impl Door {
         }
         self.check("compare-and-write", at.offset_bytes(), Executed::No)?;
         counters.swaps.fetch_add(1, Ordering::Relaxed);
+        self.look_for_reset()?;
+        let resets = self.resets();
         let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new);
+        self.ended(class);
         let outcome = outcome.inspect_err(|e| self.notice(e))?;
+        if self.geometry.volatile_cache && self.resets() != resets {
+            // It may have been taken back; the content decides.
+            let error = std::io::Error::other("the device was reset meanwhile");
+            return Err(DeviceError::io("compare-and-write", at.offset_bytes(), Executed::Maybe, error));
+        }
         self.check("compare-and-write", at.offset_bytes(), Executed::Maybe)?;
         Ok(outcome)
     }
@@ -280,7 +326,12 @@ impl Door {
             let data_written = self.data_written.load(Ordering::Acquire);
             let outcome = self.check("flush", 0, Executed::No).and_then(|()| {
                 self.counters[class as usize].flushes.fetch_add(1, Ordering::Relaxed);
+                let changed = self.changed.load(Ordering::Acquire);
                 self.device.flush()?;
+                self.look_for_reset()?;
+                let mut covered = self.covered.lock();
+                covered.changed = covered.changed.max(changed);
+                drop(covered);
                 self.check("flush", 0, Executed::Maybe)
             });
             state = self.flushing.lock();
@@ -304,6 +355,33 @@ impl Door {
         }
     }
 
+    /// A change ended that a power cut must not take back, unless it is a hint or a beat.
+    fn ended(&self, class: IoClass) {
+        if !matches!(class, IoClass::Beat | IoClass::Demand | IoClass::Wish) {
+            self.changed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// To be called before each change and after each flush: a reset takes back changes that no flush had covered.
+    /// If there were any, this host can't say what the disk holds of what it did.
+    fn look_for_reset(&self) -> Result<(), DeviceError> {
+        let resets = self.resets();
+        if !self.geometry.volatile_cache || resets == self.known_resets.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut covered = self.covered.lock();
+        if resets != covered.resets {
+            covered.resets = resets;
+            self.known_resets.store(resets, Ordering::Release);
+            if self.changed.load(Ordering::Acquire) > covered.changed {
+                let reason = "the device was reset and may have forgotten changes that no flush had covered";
+                self.lease.withdraw(reason);
+                return Err(DeviceError::io("flush", 0, Executed::Maybe, std::io::Error::other(reason)));
+            }
+        }
+        Ok(())
+    }
+
     /// Was file data written that no flush has covered yet? A commit that exposes it must not reach the
     /// medium before it.
     pub fn has_unflushed_data(&self) -> bool {
@@ -315,7 +393,7 @@ impl Door {
         let _changing = Changing::begin(&self.changing);
         self.check("discard", at.offset_bytes(), Executed::No)?;
         let len_bytes = blocks * BLOCK_BYTES_U64;
-        self.until_known("discard", at, || self.device.discard(at.offset_bytes(), len_bytes))
+        self.until_known(IoClass::Data, "discard", at, || self.device.discard(at.offset_bytes(), len_bytes))
     }
 
     pub fn write_zeroes(&self, class: IoClass, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
@@ -323,7 +401,9 @@ impl Door {
         self.check("write zeroes", at.offset_bytes(), Executed::No)?;
         self.counters[class as usize].writes.fetch_add(1, Ordering::Relaxed);
         let len_bytes = blocks * BLOCK_BYTES_U64;
-        self.until_known("write zeroes", at, || self.device.write_zeroes(at.offset_bytes(), len_bytes))?;
+        self.until_known(class, "write zeroes", at, || {
+            self.device.write_zeroes(at.offset_bytes(), len_bytes)
+        })?;
         self.check("write zeroes", at.offset_bytes(), Executed::Maybe)
     }
 
@@ -342,7 +422,7 @@ impl Door {
 
     /// Commands that operations caused: everything but beats, doorbell polls and mounting.
     pub fn operation_counts(&self) -> CommandCounts {
-        [IoClass::Lock, IoClass::Journal, IoClass::Metadata, IoClass::Data]
+        [IoClass::Lock, IoClass::Wish, IoClass::Journal, IoClass::Metadata, IoClass::Data]
             .into_iter()
             .map(|class| self.counts(class))
             .fold(CommandCounts::default(), |sum, c| sum.plus(&c))

@@ -94,7 +94,7 @@ impl Demand {
 
     /// Starts the thread. The request block is emptied first: requests of an earlier life are void.
     pub fn start(self: &Arc<Self>) -> Result<(), AtsError> {
-        self.publish(&mut self.own.lock(), IoClass::Setup)?;
+        self.publish(&mut self.own.lock(), IoClass::Wish)?;
         let this = self.clone();
         *self.thread.lock() = Some(rt::spawn("demand", move || this.run()));
         Ok(())
@@ -134,7 +134,7 @@ impl Demand {
             return Ok(());
         }
         own.requests.insert(lock, request);
-        self.publish(&mut own, IoClass::Lock)
+        self.publish(&mut own, IoClass::Wish)
     }
 
     /// The wait ended. Written with the next wish, or within a second.
@@ -181,14 +181,14 @@ impl Demand {
             return Ok(());
         }
         let bell = self.geometry.doorbell(at.slot);
-        let mut image: Image<DoorbellRecord> = self.ats.read(IoClass::Lock, bell)?;
+        let mut image: Image<DoorbellRecord> = self.ats.read(IoClass::Wish, bell)?;
         while !image.record.ringers.contains(self.me.slot) {
             let to = DoorbellRecord {
                 ringers: image.record.ringers.with(self.me.slot),
                 swap_counter: image.record.swap_counter + 1,
                 ..image.record.clone()
             };
-            match self.ats.swap(IoClass::Lock, &image, &to)? {
+            match self.ats.swap(IoClass::Wish, &image, &to)? {
                 Swapped::Done(_) => break,
                 Swapped::Miscompare(found) => image = found,
             }
@@ -198,7 +198,7 @@ impl Demand {
 
     /// What this life of a slot still wants of the lock.
     pub(super) fn request_of(&self, owner: Owner, lock: BlockNo) -> Result<Option<Request>, AtsError> {
-        let block = self.read_requests(owner.slot, IoClass::Lock)?;
+        let block = self.read_requests(owner.slot, IoClass::Wish)?;
         let block = block.filter(|b| b.incarnation == owner.incarnation);
         Ok(block.and_then(|b| b.requests.into_iter().find(|r| r.lock == lock && r.want != Want::Openers)))
     }
@@ -208,7 +208,7 @@ impl Demand {
     pub(super) fn clear_served(&self, lock: BlockNo) -> Result<(), AtsError> {
         let mut own = self.own.lock();
         if own.published.contains(&lock) && !own.requests.contains_key(&lock) {
-            self.publish(&mut own, IoClass::Lock)?;
+            self.publish(&mut own, IoClass::Wish)?;
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl Demand {
             if !asked.is_empty() {
                 last_asked = now;
                 for slot in asked.without(self.me.slot).iter() {
-                    match self.read_requests(slot, IoClass::Lock) {
+                    match self.read_requests(slot, IoClass::Wish) {
                         Ok(Some(block)) => self.deliver(slot, &block),
                         Ok(None) => log::warn!("the request block of {slot:?} is damaged"),
                         Err(e) => log::warn!("reading the requests of {slot:?}: {e}"),
@@ -300,7 +300,7 @@ impl Demand {
                 swap_counter: image.record.swap_counter + 1,
                 ..image.record.clone()
             };
-            match self.ats.swap(IoClass::Lock, &image, &to)? {
+            match self.ats.swap(IoClass::Wish, &image, &to)? {
                 Swapped::Done(_) => {
                     ringers = image.record.ringers;
                     break;

@@ -117,7 +117,7 @@ impl Volume {
             commands: CommandsByClass {
                 beat: commands(IoClass::Beat),
                 demand: commands(IoClass::Demand),
-                lock: commands(IoClass::Lock),
+                lock: commands(IoClass::Lock).plus(&commands(IoClass::Wish)),
                 journal: commands(IoClass::Journal),
                 metadata: commands(IoClass::Metadata),
                 data: commands(IoClass::Data),
