@@ -1,86 +1,47 @@
 //! Typed atomic test-and-set: the only caller of compare-and-write.
 //!
-//! A swap has three outcomes: done, miscompare, unknown (invariant 6). Unknown is resolved here as far as
-//! the content of the block can: one of our images for this swap is there: done (the classic false
-//! miscompare). The old image is still there: nothing is decided, since the command may execute later; we go
-//! on only after another swap of ours from that same image, with a new nonce, has landed: then the late one
-//! can only miscompare. Anything else is returned as found, and its content decides.
+//! A swap has three outcomes: done, miscompare, unknown (invariant 6). A miscompare is believed as little as a
+//! lost answer: both are decided by the content of the block.
+//!
+//! * One of our images for this swap is there: done (after a miscompare: the classic false one).
+//! * The very image we compared with is there: nothing is decided. After a lost answer the command may execute
+//!   later; after a miscompare the device said something untrue. We go on only after another swap of ours from
+//!   that same image, with a new nonce, has landed: then a late one can only miscompare. Images never repeat,
+//!   so this is no other image that looks alike.
+//! * Anything else is returned as found, and its content decides.
 //!
 //! The compare image is the whole logical block as just read, and the new image keeps what lies behind the
 //! record: a record formatted at 512 bytes stays right on a device of 4096.
 //!
+//! Each swap that did not simply succeed has one [`Cause`], which is counted and logged; no outcome depends on it.
+//!
 //! Not for: deciding what to write, or what a found image means (`lock`, `heartbeat`, `demand`).
 
-use std::sync::Arc;
+mod cause;
+mod record;
+mod report;
+mod seen;
+mod stats;
+
+pub use cause::{Cause, CauseCounts, STALE_AFTER};
+pub use record::{BlockKind, Image, SwapRecord, Version};
+pub use stats::AtsStats;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::device::{AlignedBuf, CompareOutcome, DeviceError, Executed};
-use crate::layout::demand::DoorbellRecord;
-use crate::layout::lock::LockRecord;
-use crate::layout::slot::SlotRecord;
+use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::{LayoutError, Nonce};
 use crate::lease::{Door, IoClass, LeaseState};
-use crate::rt;
-use crate::types::{BlockNo, VolumeId};
-
-/// A record that changes by swap.
-pub trait SwapRecord: Clone + PartialEq + std::fmt::Debug {
-    fn address(&self) -> BlockNo;
-    fn nonce(&self) -> Nonce;
-    fn set_nonce(&mut self, nonce: Nonce);
-    fn encode(&self, volume: VolumeId, block: &mut [u8]);
-    fn decode(block: &[u8], volume: VolumeId, at: BlockNo) -> Result<Self, LayoutError>;
-}
-
-macro_rules! swap_record {
-    ($type:ty) => {
-        impl SwapRecord for $type {
-            fn address(&self) -> BlockNo {
-                self.address
-            }
-            fn nonce(&self) -> Nonce {
-                self.nonce
-            }
-            fn set_nonce(&mut self, nonce: Nonce) {
-                self.nonce = nonce;
-            }
-            fn encode(&self, volume: VolumeId, block: &mut [u8]) {
-                <$type>::encode(self, volume, block);
-            }
-            fn decode(block: &[u8], volume: VolumeId, at: BlockNo) -> Result<Self, LayoutError> {
-                <$type>::decode(block, volume, at)
-            }
-        }
-    };
-}
-swap_record!(LockRecord);
-swap_record!(SlotRecord);
-swap_record!(DoorbellRecord);
-
-/// A logical block as it was read, and the record in it.
-#[derive(Clone, Debug)]
-pub struct Image<R> {
-    pub record: R,
-    /// The block without the zeroes at its end: a host remembers an image for each lock it knows.
-    bytes: Box<[u8]>,
-}
-
-impl<R> Image<R> {
-    fn new(record: R, block: &[u8]) -> Self {
-        let len = block.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-        Image { record, bytes: block[..len].into() }
-    }
-
-    /// The whole logical block, fit for I/O.
-    fn block(&self, logical_bytes: usize) -> AlignedBuf {
-        let mut block = AlignedBuf::zeroed(logical_bytes.max(self.bytes.len()));
-        block[..self.bytes.len()].copy_from_slice(&self.bytes);
-        block
-    }
-}
+use crate::rt::{self, Instant};
+use crate::types::{BlockNo, Owner, Slot, VolumeId};
+use cause::{Me, Met};
+use report::{Budget, Event, Found};
+use seen::Seen;
 
 /// What became of a swap.
 #[derive(Debug)]
@@ -100,18 +61,6 @@ pub enum AtsError {
     Damaged(#[from] LayoutError),
 }
 
-/// Swaps by how they ended.
-#[derive(Default, Debug)]
-pub struct AtsStats {
-    pub done: AtomicU64,
-    /// Another host was faster, or we compared with an image that was no longer true.
-    pub miscompared: AtomicU64,
-    /// No usable answer came; the content of the block decided.
-    pub unknown: AtomicU64,
-    /// "Miscompare" against our own image: the command had been executed before (a retry below us).
-    pub own_had_landed: AtomicU64,
-}
-
 /// Reads and swaps records through the door.
 pub struct Ats {
     door: Arc<Door>,
@@ -119,13 +68,39 @@ pub struct Ats {
     logical_bytes: usize,
     nonce_seed: u64,
     nonce_counter: AtomicU64,
+    me: OnceLock<Me>,
+    names: OnceLock<NameOf>,
+    seen: Seen,
+    budget: Budget,
     pub stats: AtsStats,
+}
+
+type NameOf = Box<dyn Fn(Slot) -> Option<String> + Send + Sync>;
+
+/// What one swap went through.
+struct History<R> {
+    begun: Instant,
+    /// All images this call tried; any of them found on the disk is ours.
+    tried: Vec<Image<R>>,
+    /// The last command, from issue to answer.
+    took: Duration,
+    age: Duration,
+    newer_seen: Option<Duration>,
+    /// Issue of the first command without a usable answer, and how many there were.
+    unanswered: Option<(Instant, u32)>,
+    /// "Miscompare" although the block held what was expected.
+    false_miscompares: u32,
+    /// One of our images was found in the block.
+    found_own: bool,
+    say_next: Instant,
 }
 
 /// A record whose checksum is wrong is read again this often before it is called damaged.
 const TORN_TRIES: u32 = 3;
 /// Pause before a block is looked at again after an unknown outcome.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(5);
+/// A swap that is not decided is spoken of this often.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 impl Ats {
     pub fn new(door: Arc<Door>, volume: VolumeId) -> Self {
@@ -136,8 +111,22 @@ impl Ats {
             logical_bytes,
             nonce_seed: rt::random_u64(),
             nonce_counter: AtomicU64::new(1),
+            me: OnceLock::new(),
+            names: OnceLock::new(),
+            seen: Seen::default(),
+            budget: Budget::default(),
             stats: AtsStats::default(),
         }
+    }
+
+    /// This host has a slot: from now on what only it may change is known.
+    pub fn set_me(&self, owner: Owner, slot_at: BlockNo) {
+        let _ = self.me.set(Me { owner, slot_at });
+    }
+
+    /// Who knows the hosts' names, for log lines. Must not swap or read.
+    pub fn set_names(&self, name_of: impl Fn(Slot) -> Option<String> + Send + Sync + 'static) {
+        let _ = self.names.set(Box::new(name_of));
     }
 
     pub fn door(&self) -> &Arc<Door> {
@@ -159,24 +148,41 @@ impl Ats {
 
     /// The block as it is on the disk now.
     pub fn read<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
+        let read = self.read_unreported(class, at);
+        if let Err(AtsError::Damaged(error)) = &read {
+            self.stats.count(R::KIND, Cause::Damaged);
+            let event = Event::<R> {
+                cause: Cause::Damaged,
+                at,
+                from: None,
+                found: Found::Damage(error),
+                took: None,
+                usual: self.door.compare_and_write_time().summary(),
+                age: Duration::ZERO,
+                newer_seen: None,
+                unanswered: None,
+                withheld: 0,
+            };
+            self.log(event);
+        }
+        read
+    }
+
+    fn read_unreported<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         let mut bytes = AlignedBuf::zeroed(self.logical_bytes);
         let mut tries = 0;
         loop {
             self.door.read(class, at, &mut bytes)?;
             match R::decode(&bytes, self.volume, at) {
-                Ok(record) => return Ok(Image::new(record, &bytes)),
+                Ok(record) => {
+                    self.seen.note(at, record.version());
+                    return Ok(Image::new(record, &bytes));
+                }
                 // A read beside a swap may see half of each on some paths.
                 Err(LayoutError::Checksum { .. }) if tries < TORN_TRIES => tries += 1,
                 Err(e) => return Err(e.into()),
             }
         }
-    }
-
-    /// An image from bytes read in a larger read; `bytes` starts at the record's block.
-    pub fn image_from<R: SwapRecord>(&self, at: BlockNo, bytes: &[u8]) -> Result<Image<R>, AtsError> {
-        let record = R::decode(bytes, self.volume, at)?;
-        let logical = bytes.get(..self.logical_bytes).unwrap_or(bytes);
-        Ok(Image::new(record, logical))
     }
 
     /// The image of a record that this host itself wrote by a plain write (the birth of a lock): the
@@ -194,55 +200,177 @@ impl Ats {
         from: &Image<R>,
         to: &R,
     ) -> Result<Swapped<R>, AtsError> {
+        let begun = Instant::now();
+        let mut history = History {
+            begun,
+            tried: Vec::new(),
+            took: Duration::ZERO,
+            age: begun.saturating_duration_since(from.seen),
+            newer_seen: self.seen.newer_than(to.address(), from.record.version(), begun),
+            unanswered: None,
+            false_miscompares: 0,
+            found_own: false,
+            say_next: begun + SAY_EVERY,
+        };
+        let swapped = self.try_to_swap(class, from, to, &mut history);
+        if swapped.is_ok() {
+            self.stats.swap_time.record(begun.elapsed());
+        }
+        if let Ok(Swapped::Done(image)) = &swapped {
+            self.seen.note(to.address(), image.record.version());
+        }
+        self.conclude(class, from, to, &swapped, &history);
+        swapped
+    }
+
+    fn try_to_swap<R: SwapRecord>(
+        &self,
+        class: IoClass,
+        from: &Image<R>,
+        to: &R,
+        history: &mut History<R>,
+    ) -> Result<Swapped<R>, AtsError> {
         let at = to.address();
         let mut record = to.clone();
         let expected = from.block(self.logical_bytes);
-        // All images this call tried; any of them found on the disk is ours.
-        let mut tried: Vec<Image<R>> = Vec::new();
         loop {
             record.set_nonce(self.fresh_nonce());
             let mut new = expected.clone();
             record.encode(self.volume, &mut new);
+            let issued = Instant::now();
             let outcome = self.door.compare_and_write(class, at, &expected, &new);
-            tried.push(Image::new(record.clone(), &new));
-            match outcome {
+            history.took = issued.elapsed();
+            history.tried.push(Image::new(record.clone(), &new));
+            match &outcome {
                 Ok(CompareOutcome::Swapped) => {
                     self.stats.done.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Swapped::Done(tried.swap_remove(tried.len() - 1)));
+                    return Ok(Swapped::Done(history.tried.swap_remove(history.tried.len() - 1)));
                 }
-                Ok(CompareOutcome::Miscompare) => {
-                    let found = self.read_until_answered::<R>(class, at)?;
-                    if let Some(i) = tried.iter().position(|t| t.bytes[..] == found.bytes[..]) {
-                        self.stats.own_had_landed.fetch_add(1, Ordering::Relaxed);
-                        log::debug!("swap of block {at}: miscompare, but our own write had landed");
-                        return Ok(Swapped::Done(tried.swap_remove(i)));
-                    }
-                    self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Swapped::Miscompare(found));
-                }
-                Err(e) if self.may_repeat(&e) && e.executed() == Executed::No => {
-                    // Not executed and never will be (busy, unit attention): the same again.
-                    log::debug!("swap of block {at}: {e}; again");
-                    tried.pop();
-                    rt::sleep(RESOLVE_PAUSE);
-                }
-                Err(e) if !self.may_repeat(&e) => return Err(e.into()),
+                Ok(CompareOutcome::Miscompare) => {}
                 Err(e) => {
-                    self.stats.unknown.fetch_add(1, Ordering::Relaxed);
-                    log::warn!("swap of block {at}: outcome unknown ({e}); reading the block");
-                    let found = self.read_until_answered::<R>(class, at)?;
-                    if let Some(i) = tried.iter().position(|t| t.bytes[..] == found.bytes[..]) {
-                        return Ok(Swapped::Done(tried.swap_remove(i)));
+                    if e.executed() == Executed::Maybe {
+                        self.stats.unknown.fetch_add(1, Ordering::Relaxed);
+                        let (first, count) = history.unanswered.unwrap_or((issued, 0));
+                        history.unanswered = Some((first, count + 1));
                     }
-                    if found.bytes[..] != from.bytes[..] {
-                        self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
-                        return Ok(Swapped::Miscompare(found));
+                    if !self.may_repeat(e) {
+                        return Err(e.clone().into());
                     }
-                    // The old image: not decided. Go round with a new nonce.
-                    rt::sleep(RESOLVE_PAUSE);
+                    if e.executed() == Executed::No {
+                        // Not executed and never will be (busy, unit attention): the same again.
+                        self.stats.refused.fetch_add(1, Ordering::Relaxed);
+                        log::debug!("swap of block {at}: {e}; again");
+                        history.tried.pop();
+                        rt::sleep(RESOLVE_PAUSE);
+                        continue;
+                    }
                 }
             }
+            let found = self.read_until_answered::<R>(class, at)?;
+            if let Some(i) = history.tried.iter().position(|t| t.equals(&found)) {
+                let counter = &self.stats.own_had_landed;
+                counter.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
+                history.found_own = true;
+                return Ok(Swapped::Done(history.tried.swap_remove(i)));
+            }
+            if !found.equals(from) {
+                self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
+                return Ok(Swapped::Miscompare(found));
+            }
+            // What we compared with: not decided. Go round with a new nonce.
+            history.false_miscompares += u32::from(outcome.is_ok());
+            if Instant::now() >= history.say_next {
+                history.say_next = Instant::now() + SAY_EVERY;
+                let last = match &outcome {
+                    Ok(_) => "miscompare, but the block is what it was compared with".to_owned(),
+                    Err(e) => e.to_string(),
+                };
+                let (commands, since) = (history.tried.len(), history.begun.elapsed());
+                log::warn!("{}", report::still_undecided(R::KIND, at, commands, since, &last));
+            }
+            rt::sleep(RESOLVE_PAUSE);
         }
+    }
+
+    /// Counts and logs a swap that did not simply succeed.
+    fn conclude<R: SwapRecord>(
+        &self,
+        class: IoClass,
+        from: &Image<R>,
+        to: &R,
+        swapped: &Result<Swapped<R>, AtsError>,
+        history: &History<R>,
+    ) {
+        let unanswered = history.unanswered.is_some();
+        let cause = match swapped {
+            Ok(Swapped::Done(_)) => match (unanswered, history.found_own) {
+                (true, true) => Cause::NoAnswerLanded,
+                (true, false) => Cause::NoAnswerNotLanded,
+                (false, true) => Cause::OwnWriteLanded,
+                (false, false) if history.false_miscompares > 0 => Cause::FalseMiscompare,
+                (false, false) => return,
+            },
+            Ok(Swapped::Miscompare(found)) => {
+                let met = Met {
+                    from,
+                    to,
+                    found,
+                    age: history.age,
+                    took: history.took,
+                    newer_seen: history.newer_seen.is_some(),
+                    unanswered,
+                    me: self.me.get().copied(),
+                };
+                met.cause(|| self.still_alive(class))
+            }
+            Err(AtsError::Damaged(_)) => Cause::Damaged,
+            Err(AtsError::Device(_)) if unanswered => Cause::NoAnswerUnresolved,
+            // Refused by the lease or the device, certainly not executed: no outcome of a swap.
+            Err(AtsError::Device(_)) => return,
+        };
+        self.stats.count(R::KIND, cause);
+        let unanswered = history.unanswered.map(|(first, commands)| (commands, first.elapsed()));
+        if let (Some((_, resolved)), Ok(_)) = (unanswered, swapped) {
+            self.stats.resolve_time.record(resolved);
+        }
+        self.log(Event {
+            cause,
+            at: to.address(),
+            from: Some(from),
+            found: match swapped {
+                // What was answered "swapped" last is no news.
+                Ok(Swapped::Done(image)) if history.found_own => Found::Image(image),
+                Ok(Swapped::Done(_)) => Found::WhatWasExpected,
+                Ok(Swapped::Miscompare(image)) => Found::Image(image),
+                Err(AtsError::Damaged(error)) => Found::Damage(error),
+                Err(AtsError::Device(_)) => Found::Unread,
+            },
+            took: Some(history.took),
+            usual: self.door.compare_and_write_time().summary(),
+            age: history.age,
+            newer_seen: history.newer_seen,
+            unanswered,
+            withheld: 0,
+        });
+    }
+
+    fn log<R: SwapRecord>(&self, event: Event<'_, R>) {
+        let level = report::level(event.cause);
+        if !log::log_enabled!(level) {
+            return;
+        }
+        if let Some(withheld) = self.budget.take(event.cause, Instant::now()) {
+            let name_of = |slot| self.names.get().and_then(|names| names(slot));
+            log::log!(level, "{}", report::line(&Event { withheld, ..event }, &name_of));
+        }
+    }
+
+    /// Does our slot still say that we live? Asked only where the answer decides what a miscompare means.
+    fn still_alive(&self, class: IoClass) -> bool {
+        self.me.get().is_some_and(|me| {
+            let slot = self.read_until_answered::<SlotRecord>(class, me.slot_at).map(|image| image.record);
+            slot.is_ok_and(|r| r.state == SlotState::Live && r.incarnation == me.owner.incarnation)
+        })
     }
 
     /// Is a command worth repeating after this error? Within the lease a device may come back; without a
@@ -257,7 +385,7 @@ impl Ats {
     /// Reads until an answer comes or the lease ends: without one nothing can be decided.
     fn read_until_answered<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         loop {
-            match self.read(class, at) {
+            match self.read_unreported(class, at) {
                 Err(AtsError::Device(e)) if self.may_repeat(&e) => {
                     log::warn!("block {at}: {e}; trying again");
                     rt::sleep(RESOLVE_PAUSE);

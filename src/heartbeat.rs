@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::ats::{Ats, AtsError, Image, Swapped};
+use crate::ats::{Ats, AtsError, Image, SwapRecord, Swapped};
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::lease::{IoClass, Lease};
@@ -119,6 +119,9 @@ impl Heartbeat {
             slowest_beat_ns: AtomicU64::new(0),
             vital: OnceLock::new(),
         });
+        this.ats.set_me(me, geometry.slot(me.slot));
+        let peers = Arc::downgrade(&this.peers);
+        this.ats.set_names(move |slot| Some(peers.upgrade()?.last_seen(slot)?.host_name));
         let beat = {
             let (this, period) = (this.clone(), Duration::from_millis(durations.beat_ms.into()));
             rt::spawn("beat", move || this.beat_loop(claimed_at, period))
@@ -260,6 +263,11 @@ impl Heartbeat {
             match self.ats.swap(IoClass::Setup, &image, &record)? {
                 Swapped::Done(new) => {
                     *image = new;
+                    break;
+                }
+                // We had left, and another host has claimed the slot already.
+                Swapped::Miscompare(found) if found.record.proves(&record) => {
+                    *image = found;
                     break;
                 }
                 Swapped::Miscompare(found) if rolled_back(&image.record, &found.record) => {

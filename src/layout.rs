@@ -13,6 +13,7 @@
 
 pub mod cluster;
 pub mod demand;
+pub mod fields;
 pub mod geometry;
 pub mod inode;
 pub mod journal;

@@ -12,8 +12,10 @@
 //! Not for: beating (`heartbeat`), deciding that others are dead, or retrying.
 
 mod door;
+mod timing;
 
 pub use door::{CommandCounts, Door, IoClass};
+pub use timing::{Timing, TimingSummary};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -9,6 +9,8 @@ mod counts;
 mod fencing;
 #[path = "sim_cluster/late_writes.rs"]
 mod late_writes;
+#[path = "sim_cluster/miscompare.rs"]
+mod miscompare;
 #[path = "sim_cluster/model.rs"]
 mod model;
 #[path = "sim_cluster/names.rs"]

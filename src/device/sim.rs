@@ -8,8 +8,10 @@
 //!   its answer its own time back. A command executes at one instant, atomically.
 //! * Unknown outcomes: a lost answer, a command that executes long after the host gave up waiting,
 //!   one that never executes, one that executes twice, one that was repeated below the host so that
-//!   the host sees the answer of the second execution (the false miscompare). Errors that may have
-//!   executed, wholly or in part, and errors that certainly did not.
+//!   the host sees the answer of the second execution (the false miscompare), one that is aborted after
+//!   it executed. Errors that may have executed, wholly or in part, and errors that certainly did not.
+//! * Wrong answers: a compare-and-write answered "miscompare" although it was executed, or although the
+//!   block held what was expected.
 //! * A host killed or frozen with commands in flight ([`crate::rt::sim::kill_host`],
 //!   [`crate::rt::sim::freeze_host`]): a killed host's commands land, or not, or, if they write
 //!   several logical blocks, in part. A compare-and-write is never torn, nor is one logical block.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Lease;
+use super::{Lease, Timing};
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing};
 use crate::rt::{self, Condvar, Instant, Mutex};
-use crate::types::{BLOCK_BYTES_U64, BlockNo};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo};
 
 /// What a command is for; counted apart, because some cost per second and others per operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +110,10 @@ pub struct Door {
     /// Plain changes on their way, and until when one that timed out may still come.
     changing: AtomicU64,
     may_come_until: Mutex<Option<Instant>>,
+    /// Answered commands of at most a block, from issue to answer.
+    small_read_time: Timing,
+    small_write_time: Timing,
+    compare_and_write_time: Timing,
 }
 
 /// A plain change from before its lease check until its answer.
@@ -145,6 +149,19 @@ struct Flushing {
     error: Option<DeviceError>,
 }
 
+/// Runs a command; if it was answered, `timing` gets to know how long that took.
+fn timed<T>(
+    command: impl FnOnce() -> Result<T, DeviceError>,
+    timing: Option<&Timing>,
+) -> Result<T, DeviceError> {
+    let issued = Instant::now();
+    let answer = command();
+    if let (Some(timing), Ok(_)) = (timing, &answer) {
+        timing.record(issued.elapsed());
+    }
+    answer
+}
+
 impl Door {
     pub fn new(device: Arc<dyn BlockDevice>, lease: Arc<Lease>) -> Self {
         let geometry = device.geometry();
@@ -162,6 +179,9 @@ impl Door {
             flushed: Condvar::new(),
             changing: AtomicU64::new(0),
             may_come_until: Mutex::new(None),
+            small_read_time: Timing::default(),
+            small_write_time: Timing::default(),
+            compare_and_write_time: Timing::default(),
             device,
         }
     }
@@ -174,6 +194,16 @@ impl Door {
     /// The disk shows an older state than this host wrote: the device forgot, whether it counted that or not.
     pub fn notice_reset(&self) {
         self.noticed_resets.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How long the device took to answer compare-and-writes, whatever it answered.
+    pub fn compare_and_write_time(&self) -> &Timing {
+        &self.compare_and_write_time
+    }
+
+    /// How long it took to answer reads and writes of at most a block.
+    pub fn small_times(&self) -> (&Timing, &Timing) {
+        (&self.small_read_time, &self.small_write_time)
     }
 
     pub fn geometry(&self) -> DeviceGeometry {
@@ -203,7 +233,8 @@ impl Door {
         }
         counters.reads.fetch_add(1, Ordering::Relaxed);
         counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.device.read(at.offset_bytes(), buf)?;
+        let small = buf.len() <= BLOCK_BYTES;
+        timed(|| self.device.read(at.offset_bytes(), buf), small.then_some(&self.small_read_time))?;
         if class == IoClass::Farewell {
             return Ok(());
         }
@@ -216,7 +247,10 @@ impl Door {
         self.check("write", at.offset_bytes(), Executed::No)?;
         counters.writes.fetch_add(1, Ordering::Relaxed);
         counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let written = self.until_known(class, "write", at, || self.device.write(at.offset_bytes(), data));
+        let written = self.until_known(class, "write", at, || {
+            let change = || self.device.write(at.offset_bytes(), data);
+            timed(change, (data.len() <= BLOCK_BYTES).then_some(&self.small_write_time))
+        });
         if class == IoClass::Data {
             self.data_written.fetch_add(1, Ordering::AcqRel);
         }
@@ -294,9 +328,8 @@ impl Door {
         counters.swaps.fetch_add(1, Ordering::Relaxed);
         self.look_for_reset()?;
         let resets = self.resets();
-        let outcome = self.device.compare_and_write(at.offset_bytes(), expected, new);
-        self.ended(class);
-        let outcome = outcome.inspect_err(|e| self.notice(e))?;
+        let swap = || self.device.compare_and_write(at.offset_bytes(), expected, new);
+        let outcome = timed(swap, Some(&self.compare_and_write_time)).inspect_err(|e| self.notice(e))?;
         if self.geometry.volatile_cache && self.resets() != resets {
             // It may have been taken back; the content decides.
             let error = std::io::Error::other("the device was reset meanwhile");

@@ -293,18 +293,18 @@ impl Demand {
     fn answer_doorbell(&self) -> Result<SlotSet, AtsError> {
         let bell = self.geometry.doorbell(self.me.slot);
         let mut image: Image<DoorbellRecord> = self.ats.read(IoClass::Demand, bell)?;
+        // All that were seen: a swap that miscompared may have silenced the bell all the same, and whose bit it
+        // took would not be looked at. Looking once too often costs a read.
         let mut ringers = SlotSet::EMPTY;
         while !image.record.ringers.is_empty() {
+            ringers = ringers.union(image.record.ringers);
             let to = DoorbellRecord {
                 ringers: SlotSet::EMPTY,
                 swap_counter: image.record.swap_counter + 1,
                 ..image.record.clone()
             };
             match self.ats.swap(IoClass::Wish, &image, &to)? {
-                Swapped::Done(_) => {
-                    ringers = image.record.ringers;
-                    break;
-                }
+                Swapped::Done(_) => break,
                 Swapped::Miscompare(found) => image = found,
             }
         }

@@ -187,17 +187,20 @@ impl Cluster {
     }
 
     /// Plans one fault in about `one_in` compare-and-writes, a hundred of them, of the kind after which a host
-    /// does not know what happened. Much more often, and a beat would fail several times in a row, which
+    /// does not know what happened or is told something untrue. Much more often, and a beat would fail several times in a row, which
     /// rightly ends a lease.
     pub fn unknown_swaps(&self, seed: u64, one_in: u32) {
         let mut rng = SimRng::new(seed, 77);
         for _ in 0..100 {
             let delay = Duration::from_micros(rng.between(100, 900_000));
-            let fault = match rng.below(5) {
+            let fault = match rng.below(8) {
                 0 => Fault::LostAnswer,
                 1 => Fault::RetriedBelow(delay),
                 2 => Fault::NeverExecuted,
                 3 => Fault::Late(Duration::from_secs(2) + delay),
+                4 => Fault::AnsweredFalse,
+                5 => Fault::FalseMiscompare,
+                6 => Fault::Aborted,
                 _ => Fault::Late(delay),
             };
             let skip = rng.below(100 * u64::from(one_in)) as u32;

@@ -81,13 +81,23 @@ impl Inner {
             return;
         }
         drop(state);
-        let answer = self.execute(&command, false, fault);
+        let is_swap = command.kind == CommandKind::CompareAndWrite;
+        let says_false = |reply| Reply { compared: Some(CompareOutcome::Miscompare), ..reply };
+        let answer = match fault {
+            Some(Fault::FalseMiscompare) if is_swap => Ok(says_false(Reply::default())),
+            _ => self.execute(&command, false, fault),
+        };
         let mut state = self.lock();
         state.leave(&command);
         let back = self.options.latency.back(&mut state.rng);
         drop(state);
         match fault {
             Some(Fault::LostAnswer) => {}
+            Some(Fault::AnsweredFalse) if is_swap => self.answer(&command, back, answer.map(says_false)),
+            Some(Fault::Aborted) => {
+                let aborted = answer.and_then(|_| Err(interrupted(&command)));
+                self.answer(&command, back, aborted);
+            }
             Some(Fault::Twice(by)) => {
                 self.answer(&command, back, answer);
                 let (lun, again) = (self.clone(), command.clone());

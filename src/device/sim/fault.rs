@@ -25,6 +25,12 @@ pub enum Fault {
     /// Executed, the answer lost, repeated below the host this much later; the host gets the second
     /// answer: the classic false miscompare.
     RetriedBelow(Duration),
+    /// A compare-and-write that is executed, and answered "miscompare" all the same.
+    AnsweredFalse,
+    /// A compare-and-write that is not executed, and answered "miscompare" whatever the block holds.
+    FalseMiscompare,
+    /// Executed, then aborted: an error at once that can't say whether it was executed.
+    Aborted,
 }
 
 /// Which commands a fault hits; None matches all.
