@@ -10,7 +10,9 @@ mod identity;
 mod stats;
 
 pub use identity::{is_process_gone, local_identity};
-pub use stats::{CommandsByClass, JournalStats, LockCounts, SwapCounts, VolumeStats};
+pub use stats::{
+    CausesByKind, CommandsByClass, JournalStats, LatencyStats, LockCounts, SwapCounts, VolumeStats,
+};
 
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock, Weak};

@@ -14,7 +14,12 @@
 //! volume, label, slot, incarnation      the volume, and this host's place on it
 //! commands   by what they were for: beat demand lock journal metadata data setup; of each: reads, writes,
 //!            swaps (compare-and-writes), flushes, bytes_read, bytes_written
-//! swaps      by how they ended: done, miscompared, unknown, own_had_landed
+//! swaps      by how they ended: done, miscompared, unknown, own_had_landed; refused; causes: of lock, heartbeat
+//!            and doorbell each, why swaps did not simply succeed: lost_race, stale_image, own_write_landed,
+//!            false_miscompare, declared_dead, went_back, damaged, no_answer_landed, no_answer_not_landed,
+//!            no_answer_superseded, no_answer_unresolved
+//! latency    compare_and_write, small_read, small_write (the device's answers), swap (whole swaps), resolve
+//!            (after a lost answer); of each: count, p50_us, p99_us, max_us
 //! locks      known, held_shared, held_exclusive, wanted; acquired, given, waits, wait_ns
 //! journal    free_blocks, capacity_blocks (4 KiB each), or null while a commit is under way
 //! slowest_beat_ns

@@ -1,5 +1,6 @@
 //! `lunfs status`: the volume, its hosts and who waits for whom, read from the disk alone, on any host,
-//! mounted or not. Never writes.
+//! mounted or not. Never writes. Where the volume is mounted on this machine and its daemons may be asked, also
+//! how their compare-and-writes went.
 //!
 //! Exit status: 0 all was read, 1 the volume can't be read or parts of it are damaged (they are named), 2
 //! wrong usage.
@@ -23,8 +24,12 @@
 //!           net_inodes, problem
 //! waits[]   waiter {slot, incarnation, host, life}, lock, want (shared exclusive openers),
 //!           swaps_since_begin, seen_for_ms, record (a lock as in `lunfs locks --json`, or null), problem
+//! local[]   mounts of the volume on this machine whose daemon answered: host, mountpoint, slot, swaps and latency
+//!           as in the counters of a mount (`stats_socket`)
 //! problems[]  sentences, each naming a block
 //! ```
+
+mod local;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,6 +37,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use self::local::Local;
 use super::locks::{Look, print_json, wait_table};
 use crate::inspect::locks::Wait;
 use crate::inspect::names::{Host, Hosts, printable};
@@ -41,7 +47,7 @@ use crate::inspect::{InspectError, Volume};
 use crate::layout::slot::SlotState;
 use crate::types::BLOCK_BYTES_U64;
 
-/// Show a volume, its hosts and who waits for whom, from the disk alone.
+/// Show a volume, its hosts and who waits for whom; of mounts on this machine also how compare-and-writes went.
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Exit status: 0 all was read, 1 the volume can't be read or is damaged, 2 wrong usage."
@@ -63,6 +69,7 @@ struct Report {
     watched_ms: u64,
     hosts: Vec<HostReport>,
     waits: Vec<Wait>,
+    local: Vec<Local>,
     problems: Vec<String>,
 }
 
@@ -138,6 +145,7 @@ fn look(volume: &Volume<'_>, watch: Option<Duration>) -> Result<Report, InspectE
         watched_ms: look.watched_ms,
         hosts: look.slots.iter().filter(claimed).map(|w| host_report(w, &hosts)).collect(),
         waits: look.waits(volume),
+        local: local::of_volume(&volume.id().to_string()),
         problems: look.problems,
     })
 }
@@ -239,6 +247,7 @@ fn text(device: &str, report: &Report) -> String {
         true => out.push_str("\nNobody waits for a lock\n"),
         false => out.push_str(&format!("\nWaits: {}\n{}", report.waits.len(), wait_table(&report.waits))),
     }
+    report.local.iter().for_each(|mount| out.push_str(&local::text(mount)));
     super::locks::push_problems(&mut out, &report.problems);
     out
 }

@@ -1,14 +1,15 @@
 //! Counters of a mounted volume, taken without touching the device and without waiting for it.
 //!
-//! All of them only grow, except `journal`, `locks.known`, `locks.held_*` and `locks.wanted`. They are read
-//! one after the other, not at one moment: what happens meanwhile shows in some and not in others.
+//! All of them only grow, except `journal`, `latency`, `locks.known`, `locks.held_*` and `locks.wanted`. They are
+//! read one after the other, not at one moment: what happens meanwhile shows in some and not in others.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::Volume;
-use crate::lease::{CommandCounts, IoClass};
+use crate::ats::{BlockKind, CauseCounts};
+use crate::lease::{CommandCounts, IoClass, TimingSummary};
 
 /// What a host did on a volume since it mounted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -22,6 +23,7 @@ pub struct VolumeStats {
     pub incarnation: u64,
     pub commands: CommandsByClass,
     pub swaps: SwapCounts,
+    pub latency: LatencyStats,
     pub locks: LockCounts,
     /// Absent while a commit or checkpoint is under way.
     pub journal: Option<JournalStats>,
@@ -49,6 +51,34 @@ pub struct SwapCounts {
     pub miscompared: u64,
     pub unknown: u64,
     pub own_had_landed: u64,
+    /// Commands that the device refused for a moment (busy, unit attention) and that were issued again.
+    pub refused: u64,
+    /// Swaps that did not simply succeed, each counted once.
+    pub causes: CausesByKind,
+}
+
+/// Why swaps did not simply succeed, by what they were to change (`docs/miscompare.md`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CausesByKind {
+    pub lock: CauseCounts,
+    pub heartbeat: CauseCounts,
+    pub doorbell: CauseCounts,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyStats {
+    /// The device's answer to one compare-and-write, whatever it was.
+    pub compare_and_write: TimingSummary,
+    /// The device's answer to reads and writes of at most 4 KiB.
+    pub small_read: TimingSummary,
+    pub small_write: TimingSummary,
+    /// Whole swaps: repeated commands, looks at the block and our own pauses included.
+    pub swap: TimingSummary,
+    /// From a command that got no answer until it was known what became of it.
+    pub resolve: TimingSummary,
 }
 
 /// Locks in memory and their movements.
@@ -128,6 +158,19 @@ impl Volume {
                 miscompared: get(&swaps.miscompared),
                 unknown: get(&swaps.unknown),
                 own_had_landed: get(&swaps.own_had_landed),
+                refused: get(&swaps.refused),
+                causes: CausesByKind {
+                    lock: swaps.causes(BlockKind::Lock),
+                    heartbeat: swaps.causes(BlockKind::Heartbeat),
+                    doorbell: swaps.causes(BlockKind::Doorbell),
+                },
+            },
+            latency: LatencyStats {
+                compare_and_write: self.door.compare_and_write_time().summary(),
+                small_read: self.door.small_times().0.summary(),
+                small_write: self.door.small_times().1.summary(),
+                swap: swaps.swap_time.summary(),
+                resolve: swaps.resolve_time.summary(),
             },
             locks: LockCounts {
                 known: census.known,
