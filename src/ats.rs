@@ -36,7 +36,7 @@ use thiserror::Error;
 use crate::device::{AlignedBuf, CompareOutcome, DeviceError, Executed};
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::{LayoutError, Nonce};
-use crate::lease::{Door, IoClass, LeaseState};
+use crate::lease::{Door, IoClass, LeaseState, TimingSummary};
 use crate::rt::{self, Instant};
 use crate::types::{BlockNo, Owner, Slot, VolumeId};
 use cause::{Me, Met};
@@ -150,22 +150,26 @@ impl Ats {
     pub fn read<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
         let read = self.read_unreported(class, at);
         if let Err(AtsError::Damaged(error)) = &read {
-            self.stats.count(R::KIND, Cause::Damaged);
-            let event = Event::<R> {
-                cause: Cause::Damaged,
-                at,
-                from: None,
-                found: Found::Damage(error),
-                took: None,
-                usual: self.door.compare_and_write_time().summary(),
-                age: Duration::ZERO,
-                newer_seen: None,
-                unanswered: None,
-                withheld: 0,
-            };
-            self.log(event);
+            self.damaged::<R>(at, error);
         }
         read
+    }
+
+    /// A record that was read, here or as part of a larger read, can't be believed.
+    pub fn damaged<R: SwapRecord>(&self, at: BlockNo, error: &LayoutError) {
+        self.stats.count(R::KIND, Cause::Damaged);
+        self.log(Event::<R> {
+            cause: Cause::Damaged,
+            at,
+            from: None,
+            found: Found::Damage(error),
+            took: None,
+            usual: TimingSummary::default(),
+            age: Duration::ZERO,
+            newer_seen: None,
+            unanswered: None,
+            withheld: 0,
+        });
     }
 
     fn read_unreported<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
@@ -384,10 +388,14 @@ impl Ats {
 
     /// Reads until an answer comes or the lease ends: without one nothing can be decided.
     fn read_until_answered<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
+        let mut say_next = Instant::now() + SAY_EVERY;
         loop {
             match self.read_unreported(class, at) {
                 Err(AtsError::Device(e)) if self.may_repeat(&e) => {
-                    log::warn!("block {at}: {e}; trying again");
+                    if Instant::now() >= say_next {
+                        say_next = Instant::now() + SAY_EVERY;
+                        log::warn!("what became of a swap of block {at} can't be read: {e}; trying again");
+                    }
                     rt::sleep(RESOLVE_PAUSE);
                 }
                 other => return other,

@@ -113,7 +113,8 @@ pub(super) fn line<R: SwapRecord>(event: &Event<'_, R>, name_of: &dyn Fn(Slot) -
         }
     }
     if let Some((commands, resolved)) = event.unanswered {
-        text.push_str(&format!("; {commands} without an answer, {} until it was known", span(resolved)));
+        let known = if event.cause == Cause::NoAnswerUnresolved { "given up after" } else { "known after" };
+        text.push_str(&format!("; {commands} without an answer, {known} {}", span(resolved)));
     }
     if event.cause == Cause::StaleImage {
         text.push_str(&format!("; the expected image was last seen {} before", span(event.age)));

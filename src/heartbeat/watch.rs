@@ -77,9 +77,10 @@ impl Peers {
             let ended = Instant::now();
             for (i, bytes) in buf.chunks_exact(BLOCK_BYTES).enumerate() {
                 let slot = Slot(first + i as u16);
-                match SlotRecord::decode(bytes, self.ats.volume(), self.geometry.slot(slot)) {
+                let at = self.geometry.slot(slot);
+                match SlotRecord::decode(bytes, self.ats.volume(), at) {
                     Ok(record) => self.note(slot, record, issued, ended),
-                    Err(e) => log::error!("{e}"),
+                    Err(e) => self.ats.damaged::<SlotRecord>(at, &e),
                 }
             }
             first += count;

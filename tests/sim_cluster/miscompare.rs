@@ -14,7 +14,7 @@ use lunfs::lease::{Door, IoClass, Lease};
 use lunfs::rt;
 use lunfs::rt::sim::{self, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
-use lunfs::types::{BLOCK_BYTES_U64, BlockNo, InodeNo, Tenure};
+use lunfs::types::{BLOCK_BYTES_U64, BlockNo, InodeNo, Owner, Tenure};
 use lunfs::volume::CausesByKind;
 
 use super::model::{LONG, volumes};
@@ -301,11 +301,19 @@ fn tell_apart(cluster: &Cluster) {
     assert_eq!(ours.stats.causes(BlockKind::Lock), CauseCounts::default());
 }
 
-/// Another writer changes what is this host's alone.
+/// How another writer changes what is this host's alone.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Theft {
+    Slot,
+    Lock,
+    /// Both, as a recovery and a new owner of the lock do.
+    Everything,
+}
+
 #[test]
 fn a_host_that_was_declared_dead_says_so_and_stops() {
     let volume = &volumes()[0];
-    for theft in [false, true] {
+    for theft in [Theft::Slot, Theft::Lock, Theft::Everything] {
         Simulation::new(9).max_time(LONG).run(move || {
             let cluster = Cluster::start(volume, 2);
             let dir = directory(&cluster, b"d");
@@ -313,35 +321,52 @@ fn a_host_that_was_declared_dead_says_so_and_stops() {
             cluster.may_end(0);
             cluster.lun.clear_observer();
             let by = cluster.hosts[1].volume.heartbeat().me();
-            if theft {
-                // While the hand-over to host 1 is on its way, somebody takes the lock.
-                plan(&cluster, 0, lock_of_inode(dir), Fault::Late(400 * MS));
-                drop(cluster.spawn(1, "asks", move |fs| fs.mknod(&cx(), dir, b"f", 0o644, 0).map(drop)));
-                rt::sleep(300 * MS);
+            let steal = || {
                 swap_lock(&cluster, 1, lock_of_inode(dir), |lock| {
                     lock.mode = LockMode::Exclusive { owner: by, tenure: Tenure(lock.swap_counter) };
                 });
-            } else {
-                let door = cluster.hosts[1].volume.door().clone();
-                cluster.on(1, |_| {
-                    let ats = Ats::new(door, cluster.superblock.volume);
-                    let image = ats.read::<SlotRecord>(IoClass::Setup, slot_of(&cluster, 0)).unwrap();
-                    let mut mark = image.record.clone();
-                    (mark.state, mark.recoverer) = (SlotState::Recovering, Some(by));
-                    mark.beat += 1;
-                    assert!(matches!(ats.swap(IoClass::Setup, &image, &mark).unwrap(), Swapped::Done(_)));
-                });
+            };
+            if theft != Theft::Slot {
+                // While the hand-over to host 1 is on its way.
+                plan(&cluster, 0, lock_of_inode(dir), Fault::Late(400 * MS));
+                drop(cluster.spawn(1, "asks", move |fs| fs.mknod(&cx(), dir, b"f", 0o644, 0).map(drop)));
+                rt::sleep(300 * MS);
+                steal();
+            }
+            if theft != Theft::Lock {
+                mark_dead(&cluster, 0, by);
+            }
+            if theft == Theft::Everything {
+                // Further on than the hand-over would have brought it.
+                steal();
+            }
+            rt::sleep(300 * MS);
+            if theft != Theft::Slot {
+                assert_eq!(counted(&cluster, 0, &before), [(BlockKind::Lock, Cause::DeclaredDead, 1)]);
             }
             rt::sleep(5000 * MS);
-            let kind = if theft { BlockKind::Lock } else { BlockKind::Heartbeat };
-            assert_eq!(counted(&cluster, 0, &before), [(kind, Cause::DeclaredDead, 1)]);
             let reason = cluster.hosts[0].volume.door().lease().reason().unwrap();
-            assert!(
-                reason.contains(if theft { "was taken from this host" } else { "declared dead" }),
-                "{reason}"
-            );
+            if theft == Theft::Slot {
+                assert_eq!(counted(&cluster, 0, &before), [(BlockKind::Heartbeat, Cause::DeclaredDead, 1)]);
+                assert!(reason.contains("declared dead"), "{reason}");
+            } else {
+                assert!(reason.contains("was taken from this host"), "{reason}");
+            }
         });
     }
+}
+
+/// Marks a host's slot as a recoverer does.
+fn mark_dead(cluster: &Cluster, host: usize, by: Owner) {
+    let door = cluster.hosts[1].volume.door().clone();
+    cluster.on(1, |_| {
+        let ats = Ats::new(door, cluster.superblock.volume);
+        let image = ats.read::<SlotRecord>(IoClass::Setup, slot_of(cluster, host)).unwrap();
+        let mut mark = image.record.clone();
+        (mark.state, mark.recoverer) = (SlotState::Recovering, Some(by));
+        mark.beat += 1;
+        assert!(matches!(ats.swap(IoClass::Setup, &image, &mark).unwrap(), Swapped::Done(_)));
+    });
 }
 
 #[test]
@@ -362,7 +387,13 @@ fn a_slot_that_went_back_and_a_damaged_one_end_the_host_with_their_cause() {
             }
             rt::sleep(3500 * MS);
             let cause = if damage { Cause::Damaged } else { Cause::WentBack };
-            assert_eq!(counted(&cluster, 0, &before), [(BlockKind::Heartbeat, cause, 1)]);
+            // A damaged slot may have been met by the watch over all slots, too.
+            let counted = counted(&cluster, 0, &before);
+            let once = |count: u64| count == 1 || (damage && count == 2);
+            assert!(
+                matches!(counted[..], [(BlockKind::Heartbeat, found, n)] if found == cause && once(n)),
+                "{counted:?}"
+            );
             let reason = cluster.hosts[0].volume.door().lease().reason().unwrap();
             assert!(reason.contains(if damage { "another volume" } else { "rolled back" }), "{reason}");
         });
@@ -380,6 +411,23 @@ fn a_damaged_lock_is_an_error_with_a_place() {
         let refused = cluster.on(1, |fs| fs.mknod(&cx(), dir, b"f", 0o644, 0).map(drop)).unwrap_err();
         assert!(refused.to_string().contains(&lock_of_inode(dir).to_string()), "{refused}");
         assert_eq!(counted(&cluster, 1, &before), [(BlockKind::Lock, Cause::Damaged, 1)]);
+    });
+}
+
+#[test]
+fn a_damaged_doorbell_costs_a_second_and_no_error() {
+    let volume = &volumes()[0];
+    Simulation::new(13).max_time(LONG).run(move || {
+        let cluster = Cluster::start(volume, 2);
+        let dir = directory(&cluster, b"d");
+        let before = causes(&cluster, 1);
+        cluster.lun.overwrite(bell_of(&cluster, 0).offset_bytes() + 200, b"?");
+        let begun = sim::now().unwrap();
+        touch(&cluster, 1, dir, b"f");
+        let took = sim::now().unwrap() - begun;
+        assert!(took < 1500 * MS, "{took:?}");
+        let counted = counted(&cluster, 1, &before);
+        assert!(matches!(counted[..], [(BlockKind::Doorbell, Cause::Damaged, 1..)]), "{counted:?}");
     });
 }
 
