@@ -65,14 +65,14 @@ pub fn text(mount: &Local) -> String {
 }
 
 fn times(t: &TimingSummary) -> String {
-    let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
+    let span = |us: u64| if us < 1000 { format!("{us} us") } else { format!("{:.1} ms", us as f64 / 1000.0) };
     match t.count {
         0 => "none".into(),
         count => format!(
             "{count}, half within {}, 99 % within {}, longest {}",
-            ms(t.p50_us),
-            ms(t.p99_us),
-            ms(t.max_us)
+            span(t.p50_us),
+            span(t.p99_us),
+            span(t.max_us)
         ),
     }
 }
@@ -90,7 +90,7 @@ mod tests {
             TimingSummary { count: 9, p50_us: 300, p99_us: 1200, max_us: 50_000 };
         let text = text(&mount);
         assert!(
-            text.contains("commands 9, half within 0.3 ms, 99 % within 1.2 ms, longest 50.0 ms"),
+            text.contains("commands 9, half within 300 us, 99 % within 1.2 ms, longest 50.0 ms"),
             "{text}"
         );
         assert!(text.contains("heartbeat  3      false miscompare: our own write had landed"), "{text}");
