@@ -59,6 +59,9 @@ pub enum AtsError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Damaged(#[from] LayoutError),
+    /// What was seen before may have been taken back; it has to be read again.
+    #[error("the device was reset and may have forgotten what was seen of it")]
+    Forgotten,
 }
 
 /// Reads and swaps records through the door.
@@ -176,11 +179,12 @@ impl Ats {
         let mut bytes = AlignedBuf::zeroed(self.logical_bytes);
         let mut tries = 0;
         loop {
+            let resets = self.door.resets();
             self.door.read(class, at, &mut bytes)?;
             match R::decode(&bytes, self.volume, at) {
                 Ok(record) => {
                     self.seen.note(at, record.version());
-                    return Ok(Image::new(record, &bytes));
+                    return Ok(Image::new(record, &bytes, resets));
                 }
                 // A read beside a swap may see half of each on some paths.
                 Err(LayoutError::Checksum { .. }) if tries < TORN_TRIES => tries += 1,
@@ -194,7 +198,7 @@ impl Ats {
     pub fn image_of_born<R: SwapRecord>(&self, record: &R) -> Image<R> {
         let mut bytes = vec![0; self.logical_bytes];
         record.encode(self.volume, &mut bytes);
-        Image::new(record.clone(), &bytes)
+        Image::new(record.clone(), &bytes, self.door.resets())
     }
 
     /// Replaces `from` by `to`, under a fresh nonce, if the block still equals `from`.
@@ -241,10 +245,10 @@ impl Ats {
             record.set_nonce(self.fresh_nonce());
             let mut new = expected.clone();
             record.encode(self.volume, &mut new);
-            let issued = Instant::now();
+            let (issued, resets) = (Instant::now(), self.door.resets());
             let outcome = self.door.compare_and_write(class, at, &expected, &new);
             history.took = issued.elapsed();
-            history.tried.push(Image::new(record.clone(), &new));
+            history.tried.push(Image::new(record.clone(), &new, resets));
             match &outcome {
                 Ok(CompareOutcome::Swapped) => {
                     self.stats.done.fetch_add(1, Ordering::Relaxed);
@@ -275,7 +279,9 @@ impl Ats {
                 let counter = &self.stats.own_had_landed;
                 counter.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
                 history.found_own = true;
-                return Ok(Swapped::Done(history.tried.swap_remove(i)));
+                let mut image = history.tried.swap_remove(i);
+                image.resets = found.resets;
+                return Ok(Swapped::Done(image));
             }
             if !found.equals(from) {
                 self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
@@ -330,7 +336,7 @@ impl Ats {
             Err(AtsError::Damaged(_)) => Cause::Damaged,
             Err(AtsError::Device(_)) if unanswered => Cause::NoAnswerUnresolved,
             // Refused by the lease or the device, certainly not executed: no outcome of a swap.
-            Err(AtsError::Device(_)) => return,
+            Err(AtsError::Device(_) | AtsError::Forgotten) => return,
         };
         self.stats.count(R::KIND, cause);
         let unanswered = history.unanswered.map(|(first, commands)| (commands, first.elapsed()));
@@ -347,7 +353,7 @@ impl Ats {
                 Ok(Swapped::Done(_)) => Found::WhatWasExpected,
                 Ok(Swapped::Miscompare(image)) => Found::Image(image),
                 Err(AtsError::Damaged(error)) => Found::Damage(error),
-                Err(AtsError::Device(_)) => Found::Unread,
+                Err(AtsError::Device(_) | AtsError::Forgotten) => Found::Unread,
             },
             took: Some(history.took),
             usual: self.door.compare_and_write_time().summary(),
@@ -403,9 +409,18 @@ impl Ats {
         }
     }
 
-    /// Makes what was seen so far durable where the device could forget it: no host acts on a swapped
-    /// image, its own or another's, before this.
-    pub fn settle(&self, class: IoClass) -> Result<(), AtsError> {
-        Ok(self.door.flush(class)?)
+    /// Makes an image durable, and what was seen before it: the device could forget it, and no host acts on a
+    /// swapped image, its own or another's, before this. A reset since then proves nothing any more.
+    pub fn settle<R>(&self, class: IoClass, image: &Image<R>) -> Result<(), AtsError> {
+        self.settle_since(class, image.resets)
+    }
+
+    /// The same for all that was seen since the device had been reset so often ([`Door::resets`]).
+    pub fn settle_since(&self, class: IoClass, resets: u64) -> Result<(), AtsError> {
+        self.door.flush(class)?;
+        if self.door.geometry().volatile_cache && self.door.resets() != resets {
+            return Err(AtsError::Forgotten);
+        }
+        Ok(())
     }
 }

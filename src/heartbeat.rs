@@ -263,7 +263,9 @@ impl Heartbeat {
             match self.ats.swap(IoClass::Setup, &image, &record)? {
                 Swapped::Done(new) => {
                     *image = new;
-                    break;
+                    if self.settle_slot(&mut image)? {
+                        return Ok(());
+                    }
                 }
                 // We had left, and another host has claimed the slot already.
                 Swapped::Miscompare(found) if found.record.proves(&record) => {
@@ -282,7 +284,26 @@ impl Heartbeat {
                 }
             }
         }
-        self.ats.settle(IoClass::Setup)
+        Ok(())
+    }
+
+    /// Makes our slot durable as it is. False: the device took it back, and `image` shows what it holds now.
+    fn settle_slot(&self, image: &mut Image<SlotRecord>) -> Result<bool, AtsError> {
+        loop {
+            match self.ats.settle(IoClass::Setup, image) {
+                Ok(()) => return Ok(true),
+                Err(AtsError::Forgotten) => {}
+                Err(e) => return Err(e),
+            }
+            let found = self.ats.read::<SlotRecord>(IoClass::Setup, image.record.address)?;
+            let same = found.record.nonce == image.record.nonce;
+            let ours = found.record.incarnation == self.me.incarnation;
+            *image = found;
+            if !same {
+                // What another life of the slot shows proves that ours was there.
+                return Ok(!ours);
+            }
+        }
     }
 
     /// The last word of a host that gives up by itself, after its lease ended: none of its changes may come any

@@ -490,20 +490,35 @@ impl LockManager {
                     fresh = true;
                 }
                 Step::Granted { held, unseen } => {
-                    self.ats.settle(IoClass::Lock)?;
-                    return Ok(Attempt::Holds { image, held, unseen });
-                }
-                Step::Take { to, held } => match self.ats.swap(IoClass::Lock, &image, &to)? {
-                    Swapped::Done(image) => {
-                        // Done is not durable: nobody acts on an image before a flush.
-                        self.ats.settle(IoClass::Lock)?;
-                        return Ok(Attempt::Holds { image, held, unseen: false });
+                    if self.is_settled(&image)? {
+                        return Ok(Attempt::Holds { image, held, unseen });
                     }
-                    Swapped::Miscompare(found) => (image, fresh) = (found, true),
-                },
+                    (image, fresh) = (self.ats.read(IoClass::Lock, id.at)?, true);
+                }
+                Step::Take { to, held } => {
+                    (image, fresh) = match self.ats.swap(IoClass::Lock, &image, &to)? {
+                        Swapped::Done(image) => {
+                            // Done is not durable: nobody acts on an image before a flush.
+                            if self.is_settled(&image)? {
+                                return Ok(Attempt::Holds { image, held, unseen: false });
+                            }
+                            (self.ats.read(IoClass::Lock, id.at)?, true)
+                        }
+                        Swapped::Miscompare(found) => (found, true),
+                    }
+                }
                 Step::Wait { ask } => return Ok(Attempt::MustAsk { image, ask }),
                 Step::OwnerDead(owner) => return Ok(Attempt::Dead { image, owner }),
             }
+        }
+    }
+
+    /// Flushes what was seen. False: the device may have taken it back, it has to be read again.
+    fn is_settled(&self, image: &Image<LockRecord>) -> Result<bool, AtsError> {
+        match self.ats.settle(IoClass::Lock, image) {
+            Ok(()) => Ok(true),
+            Err(AtsError::Forgotten) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 

@@ -126,7 +126,7 @@ impl Recovery {
             // Another host was faster, or it lives.
             return Ok(());
         };
-        self.ats.settle(IoClass::Lock)?;
+        self.ats.settle(IoClass::Lock, &image)?;
         self.stop_the_writer(owner, seen)?;
         let ended = match self.replay(owner.slot, seen.settled_up_to) {
             Ok(replayed) => Ok(replayed),
@@ -145,11 +145,17 @@ impl Recovery {
             }
             Err(_) => record.state = SlotState::Unrecoverable,
         }
-        if let Swapped::Miscompare(found) = self.ats.swap(IoClass::Lock, &image, &record)? {
-            log::warn!("the slot of {owner} was changed while it was recovered: {:?}", found.record.state);
-            return Ok(());
-        }
-        self.ats.settle(IoClass::Lock)?;
+        let published = match self.ats.swap(IoClass::Lock, &image, &record)? {
+            Swapped::Done(published) => published,
+            Swapped::Miscompare(found) => {
+                log::warn!(
+                    "the slot of {owner} was changed while it was recovered: {:?}",
+                    found.record.state
+                );
+                return Ok(());
+            }
+        };
+        self.ats.settle(IoClass::Lock, &published)?;
         peers.fresh(owner.slot)?;
         match ended {
             Ok(replayed) => {
@@ -217,6 +223,7 @@ impl Recovery {
             return Ok(Replayed::default());
         }
         let owner = Owner { slot, incarnation };
+        let resets = self.door().resets();
         let mut replayed = Replayed { transactions, net, ..Replayed::default() };
         let mut held: BTreeMap<BlockNo, Option<Tenure>> = BTreeMap::new();
         let mut valid = Vec::new();
@@ -237,7 +244,7 @@ impl Recovery {
             valid.push(logged);
         }
         // The swaps must not be undone by a device that forgets, after what they protect was written.
-        self.ats.settle(IoClass::Lock)?;
+        self.ats.settle_since(IoClass::Lock, resets)?;
         self.put_in_place(&valid)?;
         replayed.blocks = valid.len() as u64;
         Ok(replayed)

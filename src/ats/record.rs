@@ -149,14 +149,22 @@ pub struct Image<R> {
     pub record: R,
     /// When we last knew it to be on the disk.
     pub(super) seen: Instant,
+    /// How often the device had been reset before it was read or written: a flush proves only images of the same
+    /// count.
+    pub(super) resets: u64,
     /// The block without the zeroes at its end: a host remembers an image for each lock it knows.
     bytes: Box<[u8]>,
 }
 
 impl<R> Image<R> {
-    pub(super) fn new(record: R, block: &[u8]) -> Self {
+    pub(super) fn new(record: R, block: &[u8], resets: u64) -> Self {
         let len = block.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-        Image { record, seen: Instant::now(), bytes: block[..len].into() }
+        Image { record, seen: Instant::now(), resets, bytes: block[..len].into() }
+    }
+
+    /// How often the device had been reset when this was seen.
+    pub fn resets(&self) -> u64 {
+        self.resets
     }
 
     /// The whole logical block, fit for I/O.

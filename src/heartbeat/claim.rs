@@ -135,7 +135,7 @@ pub fn claim(
         let issued = Instant::now();
         match ats.swap(IoClass::Setup, &image, &record)? {
             Swapped::Done(image) => {
-                ats.settle(IoClass::Setup)?;
+                ats.settle(IoClass::Setup, &image)?;
                 return Ok(Claim { me: Owner { slot, incarnation }, image, issued });
             }
             Swapped::Miscompare(_) => log::debug!("{slot:?} was claimed by another host first"),

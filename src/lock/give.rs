@@ -127,7 +127,7 @@ impl LockManager {
                 state.busy = true;
                 drop(state);
                 let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
-                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock, &image).map(|()| image));
                 state = entry.state.lock();
                 state.busy = false;
                 entry.changed.notify_all();
@@ -157,7 +157,7 @@ impl LockManager {
             state.busy = true;
             drop(state);
             let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
-            let settled = read.and_then(|image| self.ats.settle(IoClass::Lock).map(|()| image));
+            let settled = read.and_then(|image| self.ats.settle(IoClass::Lock, &image).map(|()| image));
             state = entry.state.lock();
             state.busy = false;
             entry.changed.notify_all();
@@ -363,6 +363,7 @@ impl LockManager {
             state.valid_at = Some(changed);
         }
         state.held = left;
+        let resets = image.resets();
         state.image = Some(image);
         state.granted_at = Some(Instant::now());
         if left == Held::Nothing {
@@ -373,7 +374,7 @@ impl LockManager {
         }
         drop(state);
         if left != Held::Nothing {
-            self.ats.settle(IoClass::Lock)?;
+            self.ats.settle_since(IoClass::Lock, resets)?;
         }
         Ok(())
     }
