@@ -329,6 +329,7 @@ impl Ats {
                     took: history.took,
                     newer_seen: history.newer_seen.is_some(),
                     unanswered,
+                    found_is_ours: found.record.nonce().0.starts_with(&self.nonce_seed.to_le_bytes()),
                     me: self.me.get().copied(),
                 };
                 met.cause(|| self.still_alive(class))

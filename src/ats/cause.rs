@@ -90,6 +90,8 @@ pub(super) struct Met<'a, R> {
     pub newer_seen: bool,
     /// Some command got no usable answer.
     pub unanswered: bool,
+    /// What is in the block was written by this host in this mount, by another swap.
+    pub found_is_ours: bool,
     pub me: Option<Me>,
 }
 
@@ -102,7 +104,8 @@ impl<R: SwapRecord> Met<'_, R> {
         if found.version() <= from.version() {
             return Cause::WentBack;
         }
-        if found.proves(to) {
+        // Ours of a swap that was given up before its answer came: had it been answered, it would have been seen.
+        if found.proves(to) || (self.found_is_ours && !self.newer_seen) {
             return landed;
         }
         if self.on_own_slot() {

@@ -279,6 +279,20 @@ fn tell_apart(cluster: &Cluster) {
     plan(cluster, 1, at, Fault::NeverExecuted);
     overtaken(&image);
     expect(Cause::NoAnswerNotLanded);
+    // Nobody waited for the answer to a swap of ours, and the next one meets what became of it.
+    let lease = Arc::new(Lease::new());
+    let door = Door::new(cluster.lun.attach(cluster.hosts[1].tag), lease.clone());
+    let leaving = Ats::new(Arc::new(door), cluster.superblock.volume);
+    let image = read(&leaving);
+    lease.extend(rt::Instant::now(), 1000 * MS);
+    plan(cluster, 1, at, Fault::LostAnswer);
+    let cut = leaving.swap(IoClass::Setup, &image, &next(&image));
+    assert!(matches!(cut, Err(AtsError::Device(_))), "{cut:?}");
+    let last = leaving.swap(IoClass::Farewell, &image, &next(&image)).unwrap();
+    assert!(matches!(last, Swapped::Miscompare(_)), "{last:?}");
+    let counts = leaving.stats.causes(BlockKind::Doorbell);
+    let expected = CauseCounts { no_answer_unresolved: 1, own_write_landed: 1, ..CauseCounts::default() };
+    assert_eq!(counts, expected);
     // An older image than the one that was read is there.
     let old = cluster.lun.contents(at.offset_bytes(), RECORD_BYTES);
     let image = read(&ours);
