@@ -384,7 +384,7 @@ fn mark_dead(cluster: &Cluster, host: usize, by: Owner) {
 }
 
 #[test]
-fn a_slot_that_went_back_and_a_damaged_one_end_the_host_with_their_cause() {
+fn a_slot_that_went_back_ends_nobody_and_a_damaged_one_its_host() {
     let volume = &volumes()[0];
     for damage in [false, true] {
         Simulation::new(10).max_time(LONG).run(move || {
@@ -408,8 +408,12 @@ fn a_slot_that_went_back_and_a_damaged_one_end_the_host_with_their_cause() {
                 matches!(counted[..], [(BlockKind::Heartbeat, found, n)] if found == cause && once(n)),
                 "{counted:?}"
             );
-            let reason = cluster.hosts[0].volume.door().lease().reason().unwrap();
-            assert!(reason.contains(if damage { "another volume" } else { "rolled back" }), "{reason}");
+            let reason = cluster.hosts[0].volume.door().lease().reason();
+            match damage {
+                true => assert!(reason.unwrap().contains("another volume")),
+                // Beats are not flushed: one that a device forgot is no reason to stop.
+                false => assert_eq!(reason, None),
+            }
         });
     }
 }
