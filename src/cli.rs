@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 pub mod bench;
 mod daemonize;
 pub mod demo;
+mod guard;
 pub mod locks;
 mod logging;
 pub mod mkfs;
@@ -54,6 +55,8 @@ enum Command {
     Bench(bench::Args),
     Status(status::Args),
     Locks(locks::Args),
+    #[command(hide = true)]
+    Guard(guard::Args),
 }
 
 /// Runs the program; `argv[0]` says under which name.
@@ -89,6 +92,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),
         Command::Locks(args) => locks::run(args),
+        Command::Guard(args) => guard::run(args),
     }
 }
 

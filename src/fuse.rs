@@ -19,16 +19,17 @@
 //! * **A name or attribute is cached only as long as its lock is held**: times come from `valid_for`.
 //! * **Attributes are kept by the kernel only once it surely has the very same** ([`taken_in`]): it calls them
 //!   valid before it has them all.
+//! * **When this process can't silence the kernel any more, its [`guard`] does.**
 //! * **The daemon never touches its own mount**: not to stat it, not to open it. It would wait for itself
 //!   and could not be killed any more. Facts about the mount come from /proc/self/mountinfo.
 //!
 //! Not here yet: locks of files across hosts (flock and fcntl locks are the kernel's own, valid on one host
-//! only), extended attributes and ACLs, interruption of waiting requests, syncfs, `fuseblk`, and the guard
-//! process that silences the kernel when the daemon dies (its place is marked in [`notify`]).
+//! only), extended attributes and ACLs, interruption of waiting requests, syncfs, and `fuseblk`.
 
 pub mod capabilities;
 pub(crate) mod fusectl;
 pub mod fuser_transport;
+pub mod guard;
 pub mod handlers;
 pub mod mountinfo;
 pub mod mounting;
@@ -37,6 +38,7 @@ pub mod notify;
 pub mod reply;
 pub mod request;
 pub mod session;
+pub(crate) mod silence;
 mod taken_in;
 pub mod workers;
 

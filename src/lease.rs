@@ -47,7 +47,11 @@ struct Inner {
     reason: Option<String>,
     /// This host gave up by itself: its slot is to say so, that others need not wait for its dead time.
     withdraws: bool,
+    /// Told of every deadline, in order.
+    observer: Option<DeadlineObserver>,
 }
+
+type DeadlineObserver = Box<dyn Fn(Instant) + Send>;
 
 const UNCLAIMED: u64 = 0;
 const ENDED: u64 = 1;
@@ -61,7 +65,12 @@ impl Default for Lease {
 impl Lease {
     pub fn new() -> Self {
         Lease {
-            state: Mutex::new(Inner { state: LeaseState::Unclaimed, reason: None, withdraws: false }),
+            state: Mutex::new(Inner {
+                state: LeaseState::Unclaimed,
+                reason: None,
+                withdraws: false,
+                observer: None,
+            }),
             changed: Condvar::new(),
             fast: AtomicU64::new(UNCLAIMED),
             origin: Instant::now(),
@@ -86,8 +95,21 @@ impl Lease {
         inner.state = LeaseState::Running { until };
         let since_origin = until.saturating_duration_since(self.origin).as_nanos() as u64;
         self.fast.store(since_origin.max(ENDED + 1), Ordering::Release);
+        if let Some(observer) = &inner.observer {
+            observer(until);
+        }
         self.changed.notify_all();
         true
+    }
+
+    /// Tells `observer` of the present deadline and of each later one. It must return at once and not call back:
+    /// the beat waits for it. The end of a lease is told by [`Lease::wait_for_end`].
+    pub fn observe_deadlines(&self, observer: impl Fn(Instant) + Send + 'static) {
+        let mut inner = self.state.lock();
+        if let LeaseState::Running { until } = inner.state {
+            observer(until);
+        }
+        inner.observer = Some(Box::new(observer));
     }
 
     /// Ends the lease for good. The first reason counts.
@@ -164,6 +186,22 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_deadline_is_told() {
+        let lease = Lease::new();
+        let (told, heard) = std::sync::mpsc::channel();
+        let start = Instant::now();
+        let span = Duration::from_secs(60);
+        lease.extend(start, span);
+        lease.observe_deadlines(move |until| told.send(until).expect("somebody listens"));
+        lease.extend(start + span, span);
+        // Not later than what was told: nothing new.
+        lease.extend(start, span);
+        lease.end("test");
+        lease.extend(start + span * 2, span);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [start + span, start + span * 2]);
+    }
 
     #[test]
     fn a_late_answer_revives_nothing() {

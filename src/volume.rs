@@ -380,7 +380,8 @@ impl Volume {
 
     /// From now on the kernel is made to forget what a lock covers before it leaves.
     pub fn attach_kernel(&self, caches: Arc<dyn KernelCaches>) {
-        *self.steward.kernel.lock() = Some(caches);
+        *self.steward.kernel.lock() = Some(caches.clone());
+        self.door.lease().observe_deadlines(move |until| caches.lease_until(until));
     }
 
     /// Calls `hook` with the reason when this host may not use the volume any more.

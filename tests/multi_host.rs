@@ -8,6 +8,7 @@
 //! * `files`, `space`, `turns`: contents, sizes and room; who writes next sees what was written before
 //! * `attributes`, `mappings`: what stat(2) and mmap(2) show elsewhere
 //! * `caches`: reads, stats and lookups that began after a change never show what was before it
+//! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
 //! * `lifetime`: mounting, leaving, being killed, coming back
 //!
 //! `LUNFS_TEST_SCALE` multiplies the rounds (1 by default). An intermittent failure is a bug until explained;
@@ -25,6 +26,8 @@ mod caches;
 mod deaths;
 #[path = "multi_host/files.rs"]
 mod files;
+#[path = "multi_host/guard.rs"]
+mod guard;
 #[path = "multi_host/lifetime.rs"]
 mod lifetime;
 #[path = "multi_host/mappings.rs"]
@@ -33,6 +36,8 @@ mod mappings;
 mod moves;
 #[path = "multi_host/names.rs"]
 mod names;
+#[path = "processes/mod.rs"]
+mod processes;
 #[path = "multi_host/races.rs"]
 mod races;
 #[path = "multi_host/space.rs"]

@@ -76,10 +76,7 @@ impl ReadyPipe {
     pub(super) fn ready(&mut self) -> io::Result<()> {
         let Some(mut pipe) = self.0.take() else { return Ok(()) };
         pipe.write_all(&[WORD_READY])?;
-        // Whoever reads the starter's stderr to its end must not wait for the daemon's.
-        let null = File::options().write(true).open("/dev/null")?;
-        nix::unistd::dup2_stderr(&null)?;
-        Ok(())
+        close_stderr()
     }
 
     /// Reports why there is no mount; the status for the process itself.
@@ -95,6 +92,13 @@ impl ReadyPipe {
         }
         ExitCode::from(failure.status)
     }
+}
+
+/// Makes stderr /dev/null: whoever reads the starter's stderr to its end must not wait for ours.
+pub(super) fn close_stderr() -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
 }
 
 /// The one line on stderr.

@@ -20,7 +20,7 @@ use super::daemonize::{self, ReadyPipe};
 use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
 use super::stats_socket::{self, Source};
-use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, logging};
+use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, guard, logging};
 use crate::device::open::{OpenOptions, open_device};
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fuse::mounting::MountSettings;
@@ -230,7 +230,7 @@ fn serve(args: &Args, options: &MountOptions, mut ready: ReadyPipe) -> ExitCode 
     if let Some(message) = log_failure {
         return ready.failed(&Failure::system(message));
     }
-    let mounted = match Mounted::make(args, options) {
+    let mounted = match Mounted::make(args, options, ready.is_daemon()) {
         Ok(mounted) => mounted,
         Err(failure) => {
             log::error!("{}", failure.one_line());
@@ -258,7 +258,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn make(args: &Args, options: &MountOptions) -> Result<Mounted, Failure> {
+    fn make(args: &Args, options: &MountOptions, is_daemon: bool) -> Result<Mounted, Failure> {
         raise_descriptor_limit();
         let begun = Instant::now();
         let events = EndEvents::new();
@@ -271,6 +271,7 @@ impl Mounted {
             runtime_files::identity(&args.device)
         };
         let mut claim = Claim::take(&identity, &host)?;
+        let keep = claim.duplicate().map_err(|e| Failure::system(e.to_string()))?;
         let request = VolumeRequest { device: &args.device, host_name: &host, options };
         let volume = open_volume(args, &request)?;
         let ended = events.sender();
@@ -282,6 +283,7 @@ impl Mounted {
             threads: options.threads,
             pretend_old: options.kernel_old,
             max_background: options.max_background,
+            guard: guard::options(options.log.as_ref(), is_daemon, keep),
         };
         let started = Session::mount(session_options, volume.operations(), events).and_then(|mut session| {
             volume.attach_kernel(session.caches());

@@ -1,7 +1,7 @@
 //! Who has what mounted on this machine: one locked file for each volume and host name.
 //!
 //! The daemon locks its file before it touches the volume and keeps it locked until the process is gone,
-//! whatever way it goes. So a second mount of the volume under the same host name is refused at once, and
+//! whatever way it goes, and so does its guard, until the kernel is silent. So a second mount of the volume under the same host name is refused at once, and
 //! the umount helper can wait for the daemon: the kernel itself does not wait for it on type `fuse`.
 //!
 //! Not for other machines, and not a lock of the volume: the heartbeat slot is that.
@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -89,10 +90,16 @@ impl Claim {
                 .open(&path)
                 .map_err(system)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => return Ok(Claim { file }),
+                Ok(file) => {
+                    // What it says is of an earlier mount.
+                    file.set_len(0).map_err(system)?;
+                    return Ok(Claim { file });
+                }
                 Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
                     let holder = Holder::read(file);
-                    if holder.is_mounted() || Instant::now() > deadline {
+                    // A daemon that was killed is still mounted, and its guard soon gone.
+                    let serves = holder.is_mounted() && !holder.is_gone();
+                    if serves || Instant::now() > deadline {
                         return Err(Failure::mount(holder.explain(host)));
                     }
                 }
@@ -100,6 +107,11 @@ impl Claim {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// A descriptor that keeps the file locked when this process dies.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// Notes where it is mounted, for others to read.
@@ -137,9 +149,17 @@ impl Holder {
         self.device.is_some_and(|device| mountinfo::is_mounted(device).unwrap_or(true))
     }
 
+    fn is_gone(&self) -> bool {
+        self.pid.parse().is_ok_and(is_process_gone)
+    }
+
     fn explain(&self, host: &str) -> String {
-        if self.device.is_some() {
-            let (at, pid) = (&self.mountpoint, &self.pid);
+        let (at, pid) = (&self.mountpoint, &self.pid);
+        if self.is_gone() {
+            format!(
+                "host name {host:?} still has the volume on {at}: process {pid} is gone, its guard is not"
+            )
+        } else if self.device.is_some() {
             format!("the volume is already mounted by host name {host:?} on {at} (process {pid})")
         } else {
             format!("the volume is just being mounted by host name {host:?}")

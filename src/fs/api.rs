@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use crate::layout::inode::Timestamp;
+use crate::rt::Instant;
 use crate::types::InodeNo;
 
 /// Who asks, and whether the operation may wait for other hosts.
@@ -345,6 +346,10 @@ pub trait KernelCaches: Send + Sync {
     fn forget_inode(&self, ino: InodeNo);
     /// Names in every directory, and what is cached of this one.
     fn forget_names(&self, directory: InodeNo);
-    /// Serve nothing more at all: the lease ended or the daemon gives up.
+    /// Serve nothing more at all: the lease ended or the daemon gives up. The kernel shows nothing old any more when
+    /// it returns, whoever else called it as well.
     fn silence(&self);
+    /// The lease runs until then. Whoever silences the kernel when this process can't does so at that moment.
+    /// Returns at once.
+    fn lease_until(&self, until: Instant);
 }

@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -38,6 +38,15 @@ impl AbortSwitch {
             Mode::empty(),
         )?;
         Ok(AbortSwitch { file: File::from(fd) })
+    }
+
+    /// Opened by another process.
+    pub(crate) fn from_descriptor(descriptor: OwnedFd) -> AbortSwitch {
+        AbortSwitch { file: File::from(descriptor) }
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Ends the connection: pending and future requests fail, threads reading requests see the end.

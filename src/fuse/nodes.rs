@@ -15,12 +15,16 @@
 //! costs one useless notification; a count too low would leave stale pages readable, so counting happens
 //! before the reply is sent.
 //!
+//! What the table lists stands in the guard's [`Roster`] as well, entered before the reply is sent, so that the
+//! kernel can be silenced when this process is no more.
+//!
 //! Not for: keeping inodes alive in the filesystem.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
+use super::guard::{Line, Roster};
 use super::request::NodeId;
 use super::taken_in::TakenIn;
 use crate::types::InodeNo;
@@ -56,6 +60,7 @@ impl NodeId {
 struct Known {
     generation: u32,
     references: u64,
+    listed: Line,
 }
 
 type Shard = BTreeMap<(InodeNo, u16), Known>;
@@ -64,6 +69,7 @@ type Shard = BTreeMap<(InodeNo, u16), Known>;
 pub struct NodeTable {
     root: InodeNo,
     pub(super) taken_in: TakenIn,
+    roster: Roster,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -72,8 +78,8 @@ fn key(node: NodeId) -> (InodeNo, u16) {
 }
 
 impl NodeTable {
-    pub fn new(root: InodeNo) -> NodeTable {
-        NodeTable { root, taken_in: TakenIn::default(), shards: Default::default() }
+    pub fn new(root: InodeNo, roster: Roster) -> NodeTable {
+        NodeTable { root, taken_in: TakenIn::default(), roster, shards: Default::default() }
     }
 
     fn shard(&self, ino: InodeNo) -> std::sync::MutexGuard<'_, Shard> {
@@ -93,8 +99,14 @@ impl NodeTable {
         let tags = || (0..TAGS_TRIED).map(|n| first.wrapping_add(n));
         let mine = tags().find(|tag| shard.get(&(ino, *tag)).is_some_and(|k| k.generation == generation));
         let tag = mine.or_else(|| tags().find(|tag| !shard.contains_key(&(ino, *tag))))?;
-        shard.entry((ino, tag)).or_insert(Known { generation, references: 0 }).references += 1;
-        Some(NodeId::tagged(ino, tag))
+        let node = NodeId::tagged(ino, tag);
+        match shard.entry((ino, tag)) {
+            Entry::Occupied(mut known) => known.get_mut().references += 1,
+            Entry::Vacant(free) => {
+                free.insert(Known { generation, references: 1, listed: self.roster.enter(node)? });
+            }
+        }
+        Some(node)
     }
 
     /// The kernel gave back `count` references.
@@ -103,7 +115,7 @@ impl NodeTable {
         if let Entry::Occupied(mut known) = self.shard(ino).entry((ino, tag)) {
             known.get_mut().references = known.get().references.saturating_sub(count);
             if known.get().references == 0 {
-                known.remove();
+                self.roster.strike(known.remove().listed);
                 self.taken_in.forgotten(node);
             }
         }
@@ -150,13 +162,16 @@ impl NodeTable {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::fuse::guard::GuardMemory;
 
     const ROOT: InodeNo = InodeNo(9);
 
     #[test]
     fn a_node_stays_until_every_reference_is_given_back() {
-        let table = NodeTable::new(ROOT);
+        let table = NodeTable::new(ROOT, Roster::default());
         let node = table.looked_up(InodeNo(70), 1).expect("a number");
         assert_eq!(node, NodeId(70));
         assert_eq!(table.looked_up(InodeNo(70), 1), Some(node));
@@ -172,8 +187,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_may_know_stands_in_the_roster() {
+        let memory = Arc::new(GuardMemory::new().expect("memory"));
+        let table = NodeTable::new(ROOT, Roster::new(memory.clone()));
+        let listed = || memory.nodes().collect::<Vec<_>>();
+        let nodes: Vec<_> = (70..75).filter_map(|n| table.looked_up(InodeNo(n), 1)).collect();
+        table.looked_up(InodeNo(70), 1);
+        assert_eq!(listed(), nodes);
+        table.forgotten(nodes[0], 1);
+        table.forgotten(nodes[1], 1);
+        assert_eq!(listed(), [nodes[0], nodes[2], nodes[3], nodes[4]]);
+        table.looked_up(InodeNo(90), 1);
+        assert_eq!(
+            listed(),
+            [nodes[0], NodeId(90), nodes[2], nodes[3], nodes[4]],
+            "a free line is used again"
+        );
+        table.looked_up(ROOT, 1);
+        assert_eq!(listed().len(), 5, "the guard knows the root by itself");
+    }
+
+    #[test]
     fn each_life_of_an_inode_is_a_node_of_its_own() {
-        let table = NodeTable::new(ROOT);
+        let table = NodeTable::new(ROOT, Roster::default());
         let first = table.looked_up(InodeNo(70), 1).expect("a number");
         let second = table.looked_up(InodeNo(70), 2).expect("a number");
         assert_ne!(first, second);
@@ -187,7 +223,7 @@ mod tests {
 
     #[test]
     fn lives_with_one_tag_are_told_apart() {
-        let table = NodeTable::new(ROOT);
+        let table = NodeTable::new(ROOT, Roster::default());
         let (early, late) = (3, 3 + (1 << 16));
         assert_eq!(NodeId::of(InodeNo(70), early), NodeId::of(InodeNo(70), late));
         let first = table.looked_up(InodeNo(70), early).expect("a number");
@@ -201,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_root_is_always_there() {
-        let table = NodeTable::new(ROOT);
+        let table = NodeTable::new(ROOT, Roster::default());
         assert_eq!(table.looked_up(ROOT, 1), Some(NodeId::ROOT));
         assert_eq!(table.meaning(NodeId::ROOT), Some((ROOT, None)));
         assert_eq!(table.of_inode(ROOT), [NodeId::ROOT]);

@@ -1,12 +1,12 @@
 //! One mount from mount(2) to its end.
 //!
 //! Order at the start: everything that can fail for the volume's reasons happened before; then mount(2), the
-//! answer to INIT, the kernel's abilities, and only when the volume knows whom to ask to forget
+//! answer to INIT, the guard, the kernel's abilities, and only when the volume knows whom to ask to forget
 //! ([`Session::caches`]) are requests served. Requests that arrive earlier wait in the kernel.
 //!
 //! Order at the end: the kernel lets go first (unmounted, or detached and drained, or aborted), then waiting
-//! requests end, then the caller makes the volume leave. The other way round the kernel could ask for
-//! something that this host no longer holds.
+//! requests end, then the guard, then the caller makes the volume leave. The other way round the kernel could ask
+//! for something that this host no longer holds.
 //!
 //! A mount that lost its lease stays in place and answers errors: taken away, programs would go on in the
 //! directory beneath it and believe it was the volume.
@@ -20,11 +20,13 @@ use std::time::Duration;
 use super::capabilities::Capabilities;
 use super::fusectl::AbortSwitch;
 use super::fuser_transport::FuserTransport;
+use super::guard::{Guard, GuardMemory, GuardOptions, Roster};
 use super::handlers::Handlers;
 use super::mountinfo;
 use super::mounting::{self, MountSettings};
 use super::nodes::NodeTable;
 use super::notify::Notifier;
+use super::silence::{Place, Silencer};
 use super::workers::{PoolLimits, WorkerPool};
 use crate::fs::api::{KernelCaches, Operations};
 
@@ -72,6 +74,7 @@ pub struct SessionOptions {
     pub pretend_old: bool,
     /// Requests the kernel may have in flight in the background (read-ahead, write-back, async direct I/O).
     pub max_background: u16,
+    pub guard: GuardOptions,
 }
 
 /// A mounted filesystem.
@@ -79,6 +82,8 @@ pub struct Session {
     options: SessionOptions,
     device: (u32, u32),
     handlers: Arc<Handlers>,
+    kernel: Arc<Silencer>,
+    guard: Arc<Guard>,
     notifier: Arc<Notifier>,
     capabilities: Capabilities,
     fuser: Option<fuser::Session<FuserTransport>>,
@@ -92,7 +97,8 @@ impl Session {
         operations: Arc<dyn Operations>,
         events: EndEvents,
     ) -> io::Result<Session> {
-        let nodes = Arc::new(NodeTable::new(operations.root()));
+        let memory = Arc::new(GuardMemory::new()?);
+        let nodes = Arc::new(NodeTable::new(operations.root(), Roster::new(memory.clone())));
         let ended = std::sync::Mutex::new(events.sender());
         let on_panic = Box::new(move |what: String| {
             if let Ok(sender) = ended.lock() {
@@ -114,18 +120,22 @@ impl Session {
             Some(entry) if entry.is_lunfs() => entry.device,
             _ => return Err(io::Error::other("the new mount was taken away at once")),
         };
-        let notifier = Arc::new(Notifier::new(device_fd, nodes));
-        match AbortSwitch::open(device.1) {
-            Ok(switch) => notifier.set_abort_switch(switch),
-            Err(error) => log::warn!("no abort switch for the mount ({error}); force is the way then"),
+        let abort = AbortSwitch::open(device.1);
+        if let Err(error) = &abort {
+            log::warn!("no abort switch for the mount ({error}); force is the way then");
         }
-        let force_at = mountpoint.clone();
-        notifier.set_last_resort(Box::new(move || mounting::unmount_by_force(&force_at, device)));
+        let place = Place { mountpoint: mountpoint.clone(), device };
+        let kernel = Arc::new(Silencer::new(device_fd, abort.ok(), place));
+        let started = Guard::start(options.guard.clone(), kernel.clone(), memory, events.sender());
+        let guard = started.inspect_err(|_| mounting::unmount_by_force(mountpoint, device))?;
+        let notifier = Arc::new(Notifier::new(kernel.clone(), nodes, guard.clone()));
         let mut session = Session {
             capabilities: found.get().cloned().ok_or_else(|| io::Error::other("no INIT was seen"))?,
             options,
             device,
             handlers,
+            kernel,
+            guard,
             notifier,
             fuser: Some(fuser),
             events,
@@ -182,9 +192,18 @@ impl Session {
     /// Waits for a reason to end and ends. When it returns, the kernel asks nothing any more and no
     /// operation runs, unless one refused to give up.
     pub fn run(self) -> EndReason {
-        let reason = self.events.receiver.recv().unwrap_or(EndReason::KernelGone);
+        let mut reason = self.events.receiver.recv().unwrap_or(EndReason::KernelGone);
+        if let (EndReason::KernelGone, Some(cause)) = (&reason, self.guard.acted()) {
+            reason = EndReason::Lost(format!("its guard silenced the kernel: {cause}"));
+        }
         match &reason {
-            EndReason::KernelGone => log::info!("unmounted"),
+            EndReason::KernelGone if self.kernel.is_mount_gone() => log::info!("unmounted"),
+            EndReason::KernelGone => {
+                log::warn!(
+                    "somebody ended the connection to the kernel; the mount answers errors from now on"
+                );
+                self.notifier.silence();
+            }
             EndReason::Signal(number) => {
                 log::info!("asked to end by signal {number}");
                 self.take_off();
@@ -197,6 +216,7 @@ impl Session {
         if !self.handlers.finish(GIVE_UP) {
             log::error!("requests that wait for other hosts did not give up");
         }
+        self.guard.end();
         reason
     }
 
@@ -230,6 +250,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         if self.fuser.take().is_some() {
             mounting::unmount_by_force(&self.options.settings.mountpoint, self.device);
+            self.guard.end();
         }
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! `block PATH`, `unblock PATH`, `waits`, `held`, `calls NAME`, `cacheable on|off`, `write PATH TEXT`,
 //! `create PATH`, `remove PATH`, `forget-inode PATH`, `forget-names PATH`, `silence`, `end REASON`,
+//! `lease MILLISECONDS`: as if a beat issued now had landed,
 //! `grow PATH BYTES FILE`: makes the file a byte longer so many times, mostly at a quick pace, has the kernel forget it
 //! each time, and at once says so in FILE: eight bytes, little-endian, the size that must be seen from now on.
 
@@ -113,6 +114,10 @@ impl MemVolume {
                 }
             }
             "silence" => kernel()?.silence(),
+            "lease" => {
+                let span = Duration::from_millis(path.parse().map_err(|_| FsError::Invalid)?);
+                kernel()?.lease_until(crate::rt::Instant::now() + span);
+            }
             "end" => {
                 let end = self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
                 end.ok_or(FsError::Invalid)?(rest.to_owned());

@@ -16,6 +16,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::processes;
+
 /// How long anything may take on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -144,11 +146,12 @@ impl Place {
     }
 
     pub fn is_alive(&self) -> bool {
-        self.pid.is_some_and(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
-            state.is_some_and(|state| state != 'Z')
-        })
+        self.pid.is_some_and(processes::lives)
+    }
+
+    /// The guard of the daemon, while that lives.
+    pub fn guard(&self) -> Option<i32> {
+        processes::guard_of(self.pid?)
     }
 
     /// One command to the filesystem in memory.
@@ -191,6 +194,7 @@ impl Drop for Place {
         if let Some(pid) = self.pid
             && self.is_alive()
         {
+            // Its guard ends by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         while self.is_mounted() {

@@ -4,7 +4,7 @@
 //! test that hangs, so that the hanging system call fails and the test with it; it says so first.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::processes;
 
 /// How long anything may take on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,9 +110,7 @@ impl Host {
     }
 
     pub fn is_alive(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
-        state.is_some_and(|state| state != 'Z')
+        processes::lives(self.pid)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -131,6 +131,11 @@ pub struct Cluster {
 impl Cluster {
     /// Makes a volume; nobody has it mounted yet.
     pub fn new(backing: Backing, slots: u16, size: &str) -> Cluster {
+        Cluster::with_profile("normal", backing, slots, size)
+    }
+
+    /// With other durations (`--profile`).
+    pub fn with_profile(profile: &str, backing: Backing, slots: u16, size: &str) -> Cluster {
         let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir().expect("a temporary directory");
         std::fs::create_dir(temp.path().join("run")).expect("a new directory");
         let hosts = Vec::new();
@@ -146,7 +151,7 @@ impl Cluster {
             }
         };
         let mut mkfs = lunfs();
-        mkfs.args(["mkfs", "--quiet", "--slots", &slots.to_string()]);
+        mkfs.args(["mkfs", "--quiet", "--profile", profile, "--slots", &slots.to_string()]);
         if let Backing::File(bytes) = backing {
             mkfs.args(["--size", size, "--logical-block", &bytes.to_string()]);
         }
@@ -217,6 +222,18 @@ impl Cluster {
         self.watch(pid, name);
         self.hosts.push(Host { name: name.to_owned(), dir, pid });
         self.hosts.last().expect("just pushed")
+    }
+
+    /// A mount by a child process that stays in the foreground, so that its exit status can be seen.
+    pub fn mount_in_foreground(&mut self, name: &str) -> (&Host, Child) {
+        let (mut command, dir) = self.mount_command(name, "rw");
+        let child = command.arg("--foreground").stderr(Stdio::null()).spawn().expect("mount starts");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        self.watch(pid, name);
+        let host = Host { name: name.to_owned(), dir, pid };
+        until("the mount shows", || host.is_mounted());
+        self.hosts.push(host);
+        (self.hosts.last().expect("just pushed"), child)
     }
 
     /// The daemon's process id, from the file that it keeps locked.

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 use crate::fuse::capabilities::OfferedFlags;
+use crate::fuse::guard::Roster;
 use crate::fuse::workers::PoolLimits;
 use crate::testing::memfs::MemFs;
 
@@ -33,7 +34,7 @@ struct Bench {
 
 fn bench(pretend_old: bool) -> Bench {
     let fs = Arc::new(MemFs::new());
-    let nodes = Arc::new(NodeTable::new(fs.root()));
+    let nodes = Arc::new(NodeTable::new(fs.root(), Roster::default()));
     let pool = WorkerPool::new(PoolLimits::default());
     let handlers = Arc::new(Handlers::new(fs.clone(), nodes.clone(), pool, Box::new(|_| {})));
     let offered = OfferedFlags { direct_io_mmap: true, ..Default::default() };
