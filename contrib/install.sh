@@ -28,7 +28,7 @@ done
 dest=${DESTDIR:-}
 program=$prefix/sbin/lunfs
 # A line is added when a subcommand becomes usable under a name of its own.
-links="mount.lunfs mount.fuse.lunfs umount.lunfs umount.fuse.lunfs mkfs.lunfs"
+links="mount.lunfs mount.fuse.lunfs umount.lunfs umount.fuse.lunfs mkfs.lunfs fsck.lunfs"
 
 if [ "$uninstall" = yes ]; then
     for link in $links; do

@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 pub mod bench;
 mod daemonize;
 pub mod demo;
+pub mod fsck;
 mod guard;
 pub mod locks;
 mod logging;
@@ -51,6 +52,7 @@ enum Command {
     /// Unmount and wait until the volume was left.
     Umount(umount::Args),
     Mkfs(mkfs::Args),
+    Fsck(fsck::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Status(status::Args),
@@ -66,7 +68,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Some(b"mount.lunfs" | b"mount.fuse.lunfs") => Some("mount"),
         Some(b"umount.lunfs" | b"umount.fuse.lunfs") => Some("umount"),
         Some(b"mkfs.lunfs") => Some("mkfs"),
-        // A line for fsck.lunfs.
+        Some(b"fsck.lunfs") => Some("fsck"),
         _ => None,
     };
     let mut arguments = vec![OsString::from("lunfs")];
@@ -76,8 +78,11 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors.
-            let mounting = arguments.get(1).is_some_and(|a| a == "mount" || a == "umount");
-            let usage = if mounting { EXIT_USAGE } else { EXIT_USAGE_ELSEWHERE };
+            let usage = match arguments.get(1).and_then(|a| a.to_str()) {
+                Some("mount" | "umount") => EXIT_USAGE,
+                Some("fsck") => fsck::EXIT_USAGE,
+                _ => EXIT_USAGE_ELSEWHERE,
+            };
             let status = if error.use_stderr() { usage } else { 0 };
             let _ = error.print();
             return ExitCode::from(status);
@@ -88,6 +93,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Mount(args) => mount::run(args, &raw),
         Command::Umount(args) => umount::run(args),
         Command::Mkfs(args) => mkfs::run(args),
+        Command::Fsck(args) => fsck::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),

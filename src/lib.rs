@@ -17,6 +17,7 @@
 //! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
 //! * [`inspect`]: read-only eyes on a volume, from any host
 //! * [`format`](mod@format): making a volume
+//! * [`fsck`]: checking a volume that nobody uses
 pub mod alloc;
 pub mod ats;
 pub mod cli;
@@ -24,6 +25,7 @@ pub mod device;
 pub mod durations;
 pub mod format;
 pub mod fs;
+pub mod fsck;
 pub mod fuse;
 pub mod heartbeat;
 pub mod inspect;

@@ -2,7 +2,7 @@
 //!
 //! * [`cluster`]: simulated hosts with the volume mounted, on one simulated LUN
 //! * [`checkers`]: judges every command of every host when it executes
-//! * [`audit`]: is every block and inode of a volume at rest owned exactly once?
+//! * [`audit`]: does fsck find a volume at rest whole?
 //! * [`memfs`]: the operations in memory, simple enough to be believed; the reference the real
 //!   filesystem is compared with, and a partner for testing the kernel's door
 //! * [`model`]: the same random operations on a volume and on the one in memory

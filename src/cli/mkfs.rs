@@ -265,7 +265,7 @@ impl FromStr for Size {
     }
 }
 
-fn logical_block(text: &str) -> Result<u32, String> {
+pub(super) fn logical_block(text: &str) -> Result<u32, String> {
     match text {
         "512" => Ok(512),
         "4096" => Ok(4096),

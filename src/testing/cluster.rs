@@ -24,13 +24,14 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::audit::{self, Audit};
+use super::audit::audit;
 use super::checkers::Judge;
 use crate::device::BlockDevice;
 use crate::device::sim::{CommandKind, Fault, FaultRule, LunSnapshot, SimLun, SimLunOptions};
 use crate::durations::Profile;
 use crate::format::{FormatOptions, format};
 use crate::fs::api::{OpContext, Operations};
+use crate::fsck::Report;
 use crate::heartbeat::HostIdentity;
 use crate::layout::demand::RequestBlock;
 use crate::layout::geometry::Geometry;
@@ -266,21 +267,22 @@ impl Cluster {
     }
 
     /// Everybody leaves; then the volume must be whole. Returns what it consists of.
-    pub fn finish(mut self) -> Audit {
+    pub fn finish(mut self) -> Report {
         self.lun.clear_faults();
         self.leave();
         self.at_rest()
     }
 
     /// The checks of a volume that nobody has mounted.
-    pub fn at_rest(&self) -> Audit {
+    pub fn at_rest(&self) -> Report {
         for slot in self.slots() {
             let good = matches!(slot.state, SlotState::Left | SlotState::Free | SlotState::Recovered);
             assert!(good, "after everybody left a slot says {:?}", slot.state);
         }
-        let audit = audit::audit(&self.superblock, &|at| Ok(self.block(at)));
-        assert!(audit.problems.is_empty(), "the audit found:\n  {}", audit.problems.join("\n  "));
-        audit
+        let (report, findings) = audit(&self.lun);
+        let said: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(said.is_empty(), "fsck found:\n  {}", said.join("\n  "));
+        report
     }
 }
 

@@ -274,5 +274,5 @@ fn a_lost_block_and_a_wrong_count() {
         seal(&mut block[..]);
         cluster.lun.overwrite(at.offset_bytes(), &block[..]);
     });
-    assert_says(&said, "the audit found", "its header counts");
+    assert_says(&said, "fsck found", "its header counts");
 }

@@ -1,0 +1,254 @@
+//! Checking a volume that nobody uses: every structure against every other.
+//!
+//! * **A check only reads.** It believes nothing that it read, never panics on it, and ends on any bytes.
+//! * **Bounded memory**: sixteen bytes an inode, forty-eight more a directory, and 128 MiB for bitmaps of blocks. Larger
+//!   volumes are gone through in rounds, each for a range of clusters (`usage`).
+//! * **One cause, one finding.** What follows from a damage that was named is not named again: blocks are not
+//!   called lost, nor inodes nameless, while something that may own or name them can't be read.
+//! * Repairs are judged by a new check, never by themselves (`repair`).
+//!
+//! Passes, each trusting what those before it found true: superblocks, slots, journals and the volume's locks
+//! (`system`); clusters and their maps (`clusters`); inodes, their locks and the trees of files (`bodies`);
+//! directories (`names`); link counts, reachability and sums (`links`).
+//!
+//! Not for: volumes in use (a check beside a host that writes finds nonsense), or reading superblocks of unknown
+//! formats.
+
+pub mod finding;
+
+mod bodies;
+mod clusters;
+mod inodes;
+mod links;
+mod names;
+mod pending;
+mod quiet;
+mod system;
+mod usage;
+mod view;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use self::finding::{Finding, Kind, Place, Severity};
+use self::inodes::Inodes;
+use self::usage::{Claimed, MapId, Usage};
+use self::view::View;
+use crate::device::{BlockDevice, DeviceError};
+use crate::inspect::{InspectError, Volume};
+use crate::layout::geometry::Geometry;
+use crate::layout::slot::SlotRecord;
+use crate::layout::superblock::Superblock;
+use crate::types::{BlockNo, InodeNo, Slot, VolumeId};
+
+/// Why a check came to no end.
+#[derive(Debug, Error)]
+pub enum FsckError {
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("{0} inode groups are more than this program can check")]
+    TooManyInodes(usize),
+    #[error("host '{host}' (slot {slot}) uses the volume; unmount it there first")]
+    InUse { host: String, slot: Slot },
+    #[error("host '{host}' (slot {slot}) began to use the volume meanwhile; what was found may be wrong")]
+    Appeared { host: String, slot: Slot },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What part of a check is going on, and how far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    pub pass: &'static str,
+    pub done: u64,
+    pub of: u64,
+}
+
+/// Who is told of a check while it goes on.
+pub trait Observer {
+    fn found(&mut self, finding: &Finding);
+    /// False: stop.
+    fn progress(&mut self, at: Progress) -> bool;
+}
+
+/// Findings in a list, for those who want no more.
+impl Observer for Vec<Finding> {
+    fn found(&mut self, finding: &Finding) {
+        self.push(finding.clone());
+    }
+    fn progress(&mut self, _: Progress) -> bool {
+        true
+    }
+}
+
+/// What a volume consists of, and how much is wrong with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    pub directories: u64,
+    pub files: u64,
+    /// Names, those of orphans included.
+    pub links: u64,
+    /// Inodes in orphan directories.
+    pub orphans: u64,
+    /// Blocks that maps say are used, inode groups included, clusters' own blocks not.
+    pub used_blocks: u64,
+    pub used_inodes: u64,
+    pub notes: u64,
+    /// Findings that are no notes.
+    pub errors: u64,
+}
+
+/// One check under way.
+struct Checker<'c, 'v, 'd> {
+    view: &'c View<'v, 'd>,
+    superblock: Superblock,
+    geometry: Geometry,
+    volume: VolumeId,
+    out: &'c mut dyn Observer,
+    report: Report,
+    /// What can be read of the slots.
+    slots: Vec<Option<SlotRecord>>,
+    /// Net allocation of slots whose journal was looked through, by slot.
+    net: Vec<Option<(i64, i64)>>,
+    inodes: Inodes,
+    usage: Usage,
+    /// Maps, and all maps of clusters, of which nothing is known.
+    unknown_maps: BTreeSet<MapId>,
+    unknown_clusters: BTreeSet<u64>,
+    /// Something that owns blocks could not be read: none can be called lost.
+    owners_unknown: bool,
+    /// Something that names inodes could not be read: none can be called nameless.
+    names_unknown: bool,
+    /// Later rounds only count blocks.
+    first_round: bool,
+}
+
+/// Checks the volume on a device that nobody writes to meanwhile.
+pub fn check(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
+    let volume = Volume::open(&*device)?;
+    check_opened(&device, &volume, out)
+}
+
+/// Makes sure that nobody uses the volume, checks it, and makes sure that nobody came. Writes nothing.
+pub fn examine(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
+    let volume = Volume::open(&*device)?;
+    let quiet = quiet::watch(&volume, out)?;
+    let report = check_opened(&device, &volume, out)?;
+    quiet.still(&volume)?;
+    Ok(report)
+}
+
+fn check_opened(
+    device: &Arc<dyn BlockDevice>,
+    volume: &Volume<'_>,
+    out: &mut dyn Observer,
+) -> Result<Report, FsckError> {
+    let mut view = View { volume, pending: Default::default() };
+    let journals = pending::look(device, volume, &mut view.pending)?;
+    let superblock = volume.superblock.clone();
+    let geometry = superblock.geometry;
+    let mut checker = Checker {
+        view: &view,
+        volume: superblock.volume,
+        geometry,
+        out,
+        report: Report::default(),
+        slots: Vec::new(),
+        net: Vec::new(),
+        inodes: Inodes::default(),
+        usage: Usage::new(geometry, 0..0),
+        unknown_maps: BTreeSet::new(),
+        unknown_clusters: BTreeSet::new(),
+        owners_unknown: false,
+        names_unknown: false,
+        first_round: true,
+        superblock,
+    };
+    checker.system(&journals);
+    let rounds = checker.clusters()?;
+    for (number, clusters) in rounds.into_iter().enumerate() {
+        checker.first_round = number == 0;
+        checker.round(clusters)?;
+    }
+    Ok(checker.report)
+}
+
+impl Checker<'_, '_, '_> {
+    fn round(&mut self, clusters: Range<u64>) -> Result<(), FsckError> {
+        self.usage = Usage::new(self.geometry, clusters.clone());
+        self.expect_maps(clusters)?;
+        self.bodies()?;
+        self.names()?;
+        if self.first_round {
+            self.links()?;
+            self.sums();
+        }
+        self.compare_blocks()
+    }
+
+    fn found(&mut self, finding: Finding) {
+        match finding.kind.severity() {
+            Severity::Note => self.report.notes += 1,
+            _ => self.report.errors += 1,
+        }
+        self.out.found(&finding);
+    }
+
+    fn find(&mut self, kind: Kind, place: Place, text: impl Into<String>) {
+        self.found(Finding::new(kind, place, text));
+    }
+
+    fn progress(&mut self, pass: &'static str, done: u64, of: u64) -> Result<(), FsckError> {
+        match self.out.progress(Progress { pass, done, of }) {
+            true => Ok(()),
+            false => Err(FsckError::Cancelled),
+        }
+    }
+
+    /// Is it known whether there is an inode at this address?
+    fn can_be_judged(&self, ino: InodeNo) -> bool {
+        let Some(cluster) = self.geometry.cluster_of(ino.body()) else { return true };
+        let offset = ino.0 - self.geometry.cluster(cluster).0;
+        let map = offset / usage::BLOCKS_PER_MAP;
+        !self.unknown_clusters.contains(&cluster) && !self.unknown_maps.contains(&(cluster, map))
+    }
+
+    /// An inode has these blocks.
+    fn claim(&mut self, ino: InodeNo, at: BlockNo, blocks: u64) {
+        let (mut at, mut left) = (at, blocks);
+        while left > 0 {
+            let (count, mut claimed) = self.usage.claim(at, left);
+            if matches!(claimed, Claimed::Fresh | Claimed::Twice(_)) && self.inodes.group_within(at, count) {
+                claimed = Claimed::Outside;
+            }
+            self.claimed(ino, at, count, claimed);
+            at = at.plus(count);
+            left = left.saturating_sub(count);
+        }
+    }
+
+    fn claimed(&mut self, ino: InodeNo, at: BlockNo, blocks: u64, claimed: Claimed) {
+        match claimed {
+            Claimed::Fresh | Claimed::Elsewhere => {}
+            Claimed::Twice(block) => {
+                let text = format!("block {block} of inode {ino} belongs to another, too");
+                self.find(Kind::BlockTwice, Place::of_inode(ino), text);
+            }
+            Claimed::Unmapped if !self.can_be_judged(InodeNo(at.0)) => {}
+            Claimed::Unmapped => {
+                let text = format!("belongs to inode {ino} and is marked free");
+                self.find(Kind::BlockFree, Place::Blocks { first: at.0, blocks }, text);
+            }
+            Claimed::Outside if self.first_round => {
+                let text = format!("block {at} can't belong to a file or directory");
+                self.find(Kind::Extent, Place::of_inode(ino), text);
+            }
+            Claimed::Outside => {}
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The second pass: clusters, their headers and maps; and at the end of each round the maps once more, against
+//! what was met.
+
+use std::ops::Range;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::finding::{Kind, Place};
+use super::usage::{BLOCKS_PER_MAP, Bits, MAPS_PER_ROUND, MapId, chunk_bits};
+use super::{Checker, FsckError};
+use crate::layout::cluster::{ClusterHeader, ClusterMap, MapSummary};
+use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS};
+use crate::layout::lock::LockKind;
+use crate::types::BlockNo;
+
+const PASS: &str = "clusters";
+
+/// The most inode groups whose inodes can be numbered.
+const MOST_GROUPS: usize = (u32::MAX / 8) as usize;
+
+impl Checker<'_, '_, '_> {
+    /// Reads all headers and maps, notes the inode groups, and says which clusters are looked at in which round.
+    pub(super) fn clusters(&mut self) -> Result<Vec<Range<u64>>, FsckError> {
+        self.system_groups();
+        let clusters = self.geometry.clusters();
+        let (mut rounds, mut start, mut maps) = (Vec::new(), 0, 0);
+        for cluster in 0..clusters {
+            self.progress(PASS, cluster, clusters)?;
+            let written = self.cluster(cluster);
+            if maps + written > MAPS_PER_ROUND && maps > 0 {
+                rounds.push(start..cluster);
+                (start, maps) = (cluster, 0);
+            }
+            maps += written;
+        }
+        rounds.push(start..clusters);
+        match self.inodes.groups() {
+            groups if groups > MOST_GROUPS => Err(FsckError::TooManyInodes(groups)),
+            _ => Ok(rounds),
+        }
+    }
+
+    /// The root and the orphan directories: in use, and in no map.
+    fn system_groups(&mut self) {
+        for group in 0..self.geometry.system_groups() {
+            let used = (1 + u64::from(self.geometry.slots)).saturating_sub(group * 8).min(8);
+            self.inodes.add_group(self.geometry.system_group(group), ((1u16 << used) - 1) as u8);
+        }
+    }
+
+    fn header(&self, cluster: u64) -> Result<Box<ClusterHeader>, String> {
+        self.checked(self.geometry.cluster_header(cluster), |block| {
+            ClusterHeader::parse(block, &self.geometry, self.volume, cluster).map(|h| Box::new(*h))
+        })
+    }
+
+    /// A map as it is, or what one that was never written means.
+    fn map(&self, (cluster, map): MapId, written: bool) -> Result<Box<ClusterMap>, String> {
+        if !written {
+            return Ok(Box::new(ClusterMap::new_empty(&self.geometry, self.volume, cluster, map)));
+        }
+        let at = self.geometry.cluster_map(cluster, map);
+        self.checked(at, |block| {
+            ClusterMap::parse(block, self.volume, at)?;
+            Ok(Box::new(
+                ClusterMap::read_from_bytes(block.as_bytes())
+                    .unwrap_or_else(|_| ClusterMap::new_empty(&self.geometry, self.volume, cluster, map)),
+            ))
+        })
+    }
+
+    /// One cluster; how many of its maps were written.
+    fn cluster(&mut self, cluster: u64) -> u64 {
+        self.lock(self.geometry.cluster(cluster), LockKind::Cluster);
+        let header = match self.header(cluster) {
+            Ok(header) => header,
+            Err(e) => {
+                self.find(Kind::ClusterHeader, Place::Cluster(cluster), e);
+                self.unknown_clusters.insert(cluster);
+                (self.owners_unknown, self.names_unknown) = (true, true);
+                return 0;
+            }
+        };
+        let (mut free_blocks, mut free_inodes, mut groups, mut written) = (0, 0, 0, 0);
+        let mut whole = true;
+        let mut wrong = Vec::new();
+        for (map, summary) in (0..self.geometry.cluster_maps(cluster)).zip(&header.summaries) {
+            let id = (cluster, map);
+            written += u64::from(summary.written != 0);
+            let this = match self.map(id, summary.written != 0) {
+                Ok(this) => this,
+                Err(e) => {
+                    self.find(Kind::ClusterMap, Place::Map { cluster, map }, e);
+                    self.unknown_maps.insert(id);
+                    (self.owners_unknown, self.names_unknown) = (true, true);
+                    whole = false;
+                    continue;
+                }
+            };
+            groups += self.look_through(id, &this);
+            let (blocks, inodes) = (this.free_blocks(), this.free_inodes());
+            free_blocks += blocks;
+            free_inodes += inodes;
+            if !summary_fits(summary, blocks, inodes) {
+                wrong.push(format!(
+                    "map {map} has {blocks} free blocks and {inodes} free inodes, the header says {} and {}",
+                    summary.free_blocks.get(),
+                    summary.free_inodes.get()
+                ));
+            }
+        }
+        for (what, says, is) in [
+            ("free blocks", header.free_blocks.get(), free_blocks),
+            ("free inodes", header.free_inodes.get(), free_inodes),
+            ("inode groups", header.groups.get(), groups),
+        ] {
+            if says != is && whole {
+                wrong.push(format!("its header counts {says} {what}, its maps {is}"));
+            }
+        }
+        let blocks = u64::from(header.blocks.get());
+        if blocks != self.geometry.cluster_len(cluster) {
+            wrong.push(format!("its header says {blocks} blocks"));
+        }
+        if !wrong.is_empty() {
+            self.find(Kind::ClusterCounts, Place::Cluster(cluster), wrong.join("; "));
+        }
+        written
+    }
+
+    /// Notes what a map says; how many groups it has.
+    fn look_through(&mut self, (cluster, map): MapId, this: &ClusterMap) -> u32 {
+        let empty = ClusterMap::new_empty(&self.geometry, self.volume, cluster, map);
+        let mut groups = 0;
+        let mut own = true;
+        for (i, (chunk, empty)) in (0..).zip(this.chunks.iter().zip(&empty.chunks)) {
+            let (used, overhead) = (chunk.used.get(), empty.used.get());
+            own &= used & overhead == overhead && (chunk.group == 0 || overhead == 0);
+            self.report.used_blocks += u64::from((used & !overhead).count_ones());
+            if chunk.group == 1 && overhead == 0 {
+                groups += 1;
+                self.report.used_inodes += u64::from(chunk.inodes.count_ones());
+                self.inodes.add_group(self.chunk_start((cluster, map), i), chunk.inodes);
+            }
+        }
+        if !own {
+            let text = "marks the cluster's own blocks as free or as inodes";
+            self.find(Kind::ClusterOwn, Place::Map { cluster, map }, text);
+        }
+        groups
+    }
+
+    fn chunk_start(&self, (cluster, map): MapId, chunk: u64) -> BlockNo {
+        self.geometry.cluster(cluster).plus((map * CHUNKS_PER_MAP + chunk) * GROUP_BLOCKS)
+    }
+
+    /// Tells the round which maps there are.
+    pub(super) fn expect_maps(&mut self, clusters: Range<u64>) -> Result<(), FsckError> {
+        for cluster in clusters {
+            let Ok(header) = self.header(cluster) else { continue };
+            for (map, summary) in (0..self.geometry.cluster_maps(cluster)).zip(&header.summaries) {
+                if summary.written != 0 && !self.unknown_maps.contains(&(cluster, map)) {
+                    self.usage.expect((cluster, map));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What maps mark as used was met, and nothing else.
+    pub(super) fn compare_blocks(&mut self) -> Result<(), FsckError> {
+        let maps = self.usage.take();
+        let of = maps.len() as u64;
+        for (done, (id, bits)) in (0..).zip(maps) {
+            self.progress("blocks", done, of)?;
+            let Ok(this) = self.map(id, true) else { continue };
+            self.compare_map(id, &this, bits.as_deref());
+        }
+        Ok(())
+    }
+
+    fn compare_map(&mut self, id: MapId, this: &ClusterMap, bits: Option<&Bits>) {
+        let empty = ClusterMap::new_empty(&self.geometry, self.volume, id.0, id.1);
+        let (mut free, mut lost) = (Run::default(), Run::default());
+        for (i, (chunk, empty)) in (0..).zip(this.chunks.iter().zip(&empty.chunks)) {
+            let group = chunk.group == 1;
+            let used = if group { 0 } else { chunk.used.get() & !empty.used.get() };
+            let met = if group { 0 } else { chunk_bits(bits, i) };
+            for bit in 0..GROUP_BLOCKS {
+                let at = self.chunk_start(id, i).plus(bit);
+                let mask = 1u16 << bit;
+                if let Some((first, blocks)) = free.next(at, met & !used & mask != 0) {
+                    self.marked_free(first, blocks);
+                }
+                if let Some((first, blocks)) = lost.next(at, used & !met & mask != 0) {
+                    self.lost(first, blocks);
+                }
+            }
+        }
+        let end = self.chunk_start(id, 0).plus(BLOCKS_PER_MAP);
+        if let Some((first, blocks)) = free.next(end, false) {
+            self.marked_free(first, blocks);
+        }
+        if let Some((first, blocks)) = lost.next(end, false) {
+            self.lost(first, blocks);
+        }
+    }
+
+    fn marked_free(&mut self, first: BlockNo, blocks: u64) {
+        let place = Place::Blocks { first: first.0, blocks };
+        self.find(Kind::BlockFree, place, "belongs to a file or directory and is marked free");
+    }
+
+    fn lost(&mut self, first: BlockNo, blocks: u64) {
+        if !self.owners_unknown {
+            let place = Place::Blocks { first: first.0, blocks };
+            self.find(Kind::BlockLost, place, "marked used and belongs to nobody");
+        }
+    }
+}
+
+fn summary_fits(summary: &MapSummary, blocks: u32, inodes: u32) -> bool {
+    u32::from(summary.free_blocks.get()) == blocks && u32::from(summary.free_inodes.get()) == inodes
+}
+
+/// Collects neighbouring blocks.
+#[derive(Default)]
+struct Run {
+    first: BlockNo,
+    blocks: u64,
+}
+
+impl Run {
+    /// The run that ends at this block, if one does.
+    fn next(&mut self, at: BlockNo, belongs: bool) -> Option<(BlockNo, u64)> {
+        match (belongs, self.blocks) {
+            (true, 0) => {
+                (self.first, self.blocks) = (at, 1);
+                None
+            }
+            (true, _) => {
+                self.blocks += 1;
+                None
+            }
+            (false, 0) => None,
+            (false, blocks) => {
+                self.blocks = 0;
+                Some((self.first, blocks))
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What journals hold of lives that ended without leaving: judged as if it were in place.
+//!
+//! Not for: replaying (`recovery`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::FsckError;
+use crate::device::BlockDevice;
+use crate::inspect::Volume;
+use crate::journal::{Ring, ScanError, scan};
+use crate::layout::Block;
+use crate::layout::lock::LockMode;
+use crate::layout::slot::SlotState;
+use crate::lease::{Door, Lease};
+use crate::types::{BlockNo, Incarnation, Owner, Slot, Tenure};
+
+/// The journal of one slot.
+pub struct Journal {
+    pub slot: Slot,
+    pub state: Pending,
+}
+
+pub enum Pending {
+    /// Nothing of it counts any more; or the slot can't be read.
+    Settled,
+    /// Committed and perhaps not in place.
+    Open {
+        life: Incarnation,
+        transactions: u64,
+        blocks: u64,
+        net: Option<(i64, i64)>,
+    },
+    Damaged {
+        life: Incarnation,
+        why: String,
+    },
+}
+
+/// Looks through the journals of all slots whose last life is not settled.
+pub fn look(
+    device: &Arc<dyn BlockDevice>,
+    volume: &Volume<'_>,
+    images: &mut BTreeMap<BlockNo, Arc<Block>>,
+) -> Result<Vec<Journal>, FsckError> {
+    // Never claimed: a door of which only reads are asked.
+    let door = Door::new(device.clone(), Arc::new(Lease::new()));
+    let mut found = Vec::new();
+    for slot in volume.geometry().all_slots() {
+        let state = match volume.slot(slot) {
+            Ok(record) if !record.settled(record.incarnation) => {
+                let given_up = record.state == SlotState::Unrecoverable;
+                look_at(&door, volume, slot, record.incarnation, record.settled_up_to, given_up, images)?
+            }
+            _ => Pending::Settled,
+        };
+        found.push(Journal { slot, state });
+    }
+    Ok(found)
+}
+
+fn look_at(
+    door: &Door,
+    volume: &Volume<'_>,
+    slot: Slot,
+    life: Incarnation,
+    settled: Incarnation,
+    given_up: bool,
+    images: &mut BTreeMap<BlockNo, Arc<Block>>,
+) -> Result<Pending, FsckError> {
+    let scanned = match scan(door, volume.id(), Ring::of(volume.geometry(), slot)) {
+        Ok(scanned) => scanned,
+        Err(ScanError::Device(e)) => return Err(e.into()),
+        Err(e) => return Ok(Pending::Damaged { life, why: e.to_string() }),
+    };
+    if given_up {
+        let why = "its recovery was given up; the log of the host that tried says why".into();
+        return Ok(Pending::Damaged { life, why });
+    }
+    if scanned.incarnation <= settled {
+        return Ok(Pending::Open { life, transactions: 0, blocks: 0, net: None });
+    }
+    let owner = Owner { slot, incarnation: scanned.incarnation };
+    let mut tenures: BTreeMap<BlockNo, Option<Tenure>> = BTreeMap::new();
+    let mut blocks = 0;
+    for logged in scanned.images {
+        // An image of a tenure that ended is old: what it changed is in place, and may have changed again.
+        let tenure = *tenures.entry(logged.lock).or_insert_with(|| match volume.lock(logged.lock) {
+            Ok(lock) => match lock.mode {
+                LockMode::Exclusive { owner: holder, tenure } if holder == owner => Some(tenure),
+                _ => None,
+            },
+            Err(_) => None,
+        });
+        if tenure == Some(logged.tenure) {
+            images.insert(logged.block, logged.bytes);
+            blocks += 1;
+        }
+    }
+    Ok(Pending::Open { life, transactions: scanned.transactions, blocks, net: scanned.net })
+}

@@ -1,0 +1,68 @@
+//! The volume as a check sees it: blocks from the device, and over them what a journal that was not replayed
+//! would bring into place.
+//!
+//! Not for: writing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::inspect::{InspectError, Volume};
+use crate::layout::{Block, Magic, verify, zero_block};
+use crate::tree::{NodeRead, TreeError};
+use crate::types::{BLOCK_BYTES, BlockNo};
+
+/// Reads blocks. Cheap to copy a reference of; holds no more than the journals' images.
+pub struct View<'v, 'd> {
+    pub volume: &'v Volume<'d>,
+    pub pending: BTreeMap<BlockNo, Arc<Block>>,
+}
+
+/// Why a tree node can't be used: a sentence.
+pub struct BadNode(pub String);
+
+impl From<TreeError> for BadNode {
+    fn from(e: TreeError) -> Self {
+        BadNode(e.to_string())
+    }
+}
+
+impl View<'_, '_> {
+    pub fn block(&self, at: BlockNo) -> Result<Box<Block>, InspectError> {
+        let mut block = zero_block();
+        match self.pending.get(&at) {
+            Some(pending) => block.copy_from_slice(&pending[..]),
+            None => block.copy_from_slice(&self.volume.read_run(at, 1)?),
+        }
+        Ok(block)
+    }
+
+    /// Consecutive blocks, in one command where the device can; each may fail for itself.
+    pub fn blocks(&self, first: BlockNo, count: u64) -> Vec<Result<Box<Block>, InspectError>> {
+        let Ok(bytes) = self.volume.read_run(first, count) else {
+            return (0..count).map(|i| self.block(first.plus(i))).collect();
+        };
+        let pieces = bytes.chunks_exact(BLOCK_BYTES).enumerate();
+        pieces
+            .map(|(i, piece)| {
+                let mut block = zero_block();
+                match self.pending.get(&first.plus(i as u64)) {
+                    Some(pending) => block.copy_from_slice(&pending[..]),
+                    None => block.copy_from_slice(piece),
+                }
+                Ok(block)
+            })
+            .collect()
+    }
+}
+
+/// Tree nodes through a view.
+pub struct Nodes<'a, 'v, 'd>(pub &'a View<'v, 'd>);
+
+impl NodeRead for Nodes<'_, '_, '_> {
+    type Error = BadNode;
+    fn load(&mut self, at: BlockNo) -> Result<Arc<Block>, BadNode> {
+        let block = self.0.block(at).map_err(|e| BadNode(e.to_string()))?;
+        verify(&block[..], Magic::TreeNode, self.0.volume.id(), at).map_err(|e| BadNode(e.to_string()))?;
+        Ok(Arc::from(block))
+    }
+}

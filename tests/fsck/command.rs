@@ -1,0 +1,67 @@
+//! The command: refusals, exit statuses, output.
+
+use std::process::{Command, Output};
+
+use lunfs::layout::slot::SlotState;
+use lunfs::types::{BlockNo, Slot};
+use serde_json::Value;
+
+use super::volumes::{Volume, err, out, run, while_beating};
+
+fn fsck(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fsck-lunfs")).args(args).output().unwrap()
+}
+
+/// Wants this exit status; what was said on both streams.
+fn says(volume: &Volume, args: &[&str], status: i32) -> String {
+    let before = volume.fingerprint();
+    let mut all = args.to_vec();
+    all.push(volume.spec());
+    let output = fsck(&all);
+    let text = out(&output) + &err(&output);
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert_eq!(volume.fingerprint(), before, "something was written");
+    text
+}
+
+#[test]
+fn a_new_volume_is_clean_and_a_damaged_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Volume::tiny(dir.path());
+    assert!(says(&volume, &["-n"], 0).contains("clean; 5 directories, 0 files, 0 blocks"));
+    assert!(says(&volume, &[], 0).contains("clean"));
+    let at = volume.geometry().doorbell(Slot(2));
+    volume.put(at, &[7; 100]);
+    let text = says(&volume, &[], 4);
+    assert!(text.contains("slot 2 [doorbell]: ") && text.contains("1 error;"), "{text}");
+    let json: Value = serde_json::from_str(&says(&volume, &["--json"], 4)).unwrap();
+    assert_eq!(json["findings"][0]["name"], "doorbell");
+    assert_eq!(json["findings"][0]["severity"], "error");
+    assert_eq!(json["findings"][0]["place"]["slot"], 2);
+    assert_eq!((&json["report"]["errors"], &json["status"]), (&1.into(), &4.into()));
+    let by_the_other_name = run("lunfs", &["fsck", volume.spec()]);
+    assert_eq!(by_the_other_name.status.code(), Some(4));
+}
+
+#[test]
+fn what_can_not_be_checked_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Volume::tiny(dir.path());
+    let records = [volume.slot_record(1, SlotState::Live, "busy")];
+    while_beating(&volume, &records, || {
+        let output = fsck(&["-n", volume.spec()]);
+        assert_eq!(output.status.code(), Some(8), "{}", out(&output));
+        assert!(err(&output).contains("'busy' (slot 1) uses the volume"), "{}", err(&output));
+    });
+    let text = says(&volume, &[], 0);
+    assert!(text.contains("slot 1 [journal-pending]") && text.contains("clean, 1 note;"), "{text}");
+    assert_eq!(fsck(&[]).status.code(), Some(16));
+    assert_eq!(fsck(&["--nonsense", volume.spec()]).status.code(), Some(16));
+    assert_eq!(run("lunfs", &["fsck"]).status.code(), Some(16));
+    assert_eq!(fsck(&["--help"]).status.code(), Some(0));
+    assert_eq!(fsck(&["/nonexistent/volume"]).status.code(), Some(8));
+    for at in volume.geometry().superblock_copies().into_iter().chain([BlockNo(0)]) {
+        volume.put(at, &[0; 4096]);
+    }
+    assert!(says(&volume, &[], 8).contains("not a LunFS volume"));
+}
