@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Check a LunFS volume that no host uses.
+/// Check, and with -p or -y repair, a LunFS volume that no host uses.
 #[derive(Parser)]
 #[command(name = "fsck.lunfs", version, after_help = lunfs::cli::fsck::EXIT_STATUS)]
 struct Cli {

@@ -1,6 +1,6 @@
 //! Checking a volume that nobody uses: every structure against every other.
 //!
-//! * **A check only reads.** It believes nothing that it read, never panics on it, and ends on any bytes.
+//! * **A check only reads** ([`check`], [`examine`]); repairs are made under `maintenance` alone. A check believes nothing that it read, never panics on it, and ends on any bytes.
 //! * **Bounded memory**: sixteen bytes an inode, forty-eight more a directory, and 128 MiB for bitmaps of blocks. Larger
 //!   volumes are gone through in rounds, each for a range of clusters (`usage`).
 //! * **One cause, one finding.** What follows from a damage that was named is not named again: blocks are not
@@ -20,9 +20,14 @@ mod bodies;
 mod clusters;
 mod inodes;
 mod links;
+mod maintenance;
 mod names;
+mod patch;
 mod pending;
 mod quiet;
+pub mod repair;
+mod repair_structure;
+mod repair_trees;
 mod system;
 mod usage;
 mod view;
@@ -37,12 +42,14 @@ use self::finding::{Finding, Kind, Place, Severity};
 use self::inodes::Inodes;
 use self::usage::{Claimed, MapId, Usage};
 use self::view::View;
+use crate::ats::AtsError;
 use crate::device::{BlockDevice, DeviceError};
+use crate::heartbeat::ClaimError;
 use crate::inspect::{InspectError, Volume};
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::SlotRecord;
 use crate::layout::superblock::Superblock;
-use crate::types::{BlockNo, InodeNo, Slot, VolumeId};
+use crate::types::{BlockNo, InodeNo, Owner, Slot, VolumeId};
 
 /// Why a check came to no end.
 #[derive(Debug, Error)]
@@ -51,6 +58,12 @@ pub enum FsckError {
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+    #[error("the volume lock was taken from this maintenance: {0}")]
+    Stolen(String),
     #[error("{0} inode groups are more than this program can check")]
     TooManyInodes(usize),
     #[error("host '{host}' (slot {slot}) uses the volume; unmount it there first")]
@@ -110,6 +123,8 @@ struct Checker<'c, 'v, 'd> {
     geometry: Geometry,
     volume: VolumeId,
     out: &'c mut dyn Observer,
+    /// Our own slot lives, and the volume lock is ours.
+    me: Option<Owner>,
     report: Report,
     /// What can be read of the slots.
     slots: Vec<Option<SlotRecord>>,
@@ -124,6 +139,8 @@ struct Checker<'c, 'v, 'd> {
     owners_unknown: bool,
     /// Something that names inodes could not be read: none can be called nameless.
     names_unknown: bool,
+    /// A map marks something wrongly.
+    marks_wrong: bool,
     /// Later rounds only count blocks.
     first_round: bool,
 }
@@ -131,25 +148,27 @@ struct Checker<'c, 'v, 'd> {
 /// Checks the volume on a device that nobody writes to meanwhile.
 pub fn check(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
     let volume = Volume::open(&*device)?;
-    check_opened(&device, &volume, out)
+    check_opened(&device, &volume, None, out)
 }
 
 /// Makes sure that nobody uses the volume, checks it, and makes sure that nobody came. Writes nothing.
 pub fn examine(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
     let volume = Volume::open(&*device)?;
-    let quiet = quiet::watch(&volume, out)?;
-    let report = check_opened(&device, &volume, out)?;
+    let quiet = quiet::watch(&volume, false, out)?;
+    let report = check_opened(&device, &volume, None, out)?;
     quiet.still(&volume)?;
     Ok(report)
 }
 
+/// `me`: who has it under maintenance meanwhile.
 fn check_opened(
     device: &Arc<dyn BlockDevice>,
     volume: &Volume<'_>,
+    me: Option<Owner>,
     out: &mut dyn Observer,
 ) -> Result<Report, FsckError> {
     let mut view = View { volume, pending: Default::default() };
-    let journals = pending::look(device, volume, &mut view.pending)?;
+    let journals = pending::look(device, volume, me, &mut view.pending)?;
     let superblock = volume.superblock.clone();
     let geometry = superblock.geometry;
     let mut checker = Checker {
@@ -166,7 +185,9 @@ fn check_opened(
         unknown_clusters: BTreeSet::new(),
         owners_unknown: false,
         names_unknown: false,
+        marks_wrong: false,
         first_round: true,
+        me,
         superblock,
     };
     checker.system(&journals);
@@ -175,6 +196,7 @@ fn check_opened(
         checker.first_round = number == 0;
         checker.round(clusters)?;
     }
+    checker.sums();
     Ok(checker.report)
 }
 
@@ -186,12 +208,14 @@ impl Checker<'_, '_, '_> {
         self.names()?;
         if self.first_round {
             self.links()?;
-            self.sums();
         }
         self.compare_blocks()
     }
 
     fn found(&mut self, finding: Finding) {
+        // Sums over maps that are not true say nothing.
+        self.marks_wrong |=
+            matches!(finding.kind, Kind::BlockFree | Kind::BlockLost | Kind::InodeFree | Kind::InodeUsed);
         match finding.kind.severity() {
             Severity::Note => self.report.notes += 1,
             _ => self.report.errors += 1,
@@ -236,8 +260,9 @@ impl Checker<'_, '_, '_> {
         match claimed {
             Claimed::Fresh | Claimed::Elsewhere => {}
             Claimed::Twice(block) => {
+                self.owners_unknown = true;
                 let text = format!("block {block} of inode {ino} belongs to another, too");
-                self.find(Kind::BlockTwice, Place::of_inode(ino), text);
+                self.found(Finding::new(Kind::BlockTwice, Place::of_inode(ino), text).should_be(block.0));
             }
             Claimed::Unmapped if !self.can_be_judged(InodeNo(at.0)) => {}
             Claimed::Unmapped => {
@@ -245,6 +270,7 @@ impl Checker<'_, '_, '_> {
                 self.find(Kind::BlockFree, Place::Blocks { first: at.0, blocks }, text);
             }
             Claimed::Outside if self.first_round => {
+                self.owners_unknown = true;
                 let text = format!("block {at} can't belong to a file or directory");
                 self.find(Kind::Extent, Place::of_inode(ino), text);
             }

@@ -17,7 +17,7 @@
 //! * [`durations`]: every time span of heartbeat and lease, with the timeline that ties them together
 //! * [`inspect`]: read-only eyes on a volume, from any host
 //! * [`format`](mod@format): making a volume
-//! * [`fsck`]: checking a volume that nobody uses
+//! * [`fsck`]: checking and repairing a volume that nobody uses
 pub mod alloc;
 pub mod ats;
 pub mod cli;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use thiserror::Error;
 use zerocopy::transmute_ref;
 
-use crate::ats::{Ats, AtsError};
+use crate::ats::{Ats, AtsError, Image};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, FencingKey};
 use crate::durations::dead_after;
 use crate::fs::api::{KernelCaches, Operations};
@@ -30,7 +30,7 @@ use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
 use crate::journal::Journal;
 use crate::layout::cluster::{ClusterHeader, ClusterMap};
 use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geometry, inode_of_lock};
-use crate::layout::lock::LockKind;
+use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::layout::slot::Durations;
 use crate::layout::superblock::{Superblock, SuperblockError};
 use crate::lease::{CommandCounts, Door, IoClass, Lease, LeaseState};
@@ -38,7 +38,7 @@ use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, P
 use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
 use crate::store::{Store, StoreError};
-use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo};
+use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo, Owner};
 
 /// What a mount may choose.
 #[derive(Clone, Debug)]
@@ -91,6 +91,10 @@ pub enum MountError {
     Ats(#[from] AtsError),
     #[error("recovering the last life of this host: {0}")]
     Recovery(#[from] RecoveryError),
+    #[error(
+        "the volume is under maintenance by {0} (fsck); if that program is gone, run fsck.lunfs -p on the device"
+    )]
+    Maintenance(Owner),
     #[error("the superblock changed to another volume while it was being mounted")]
     Changed,
 }
@@ -202,6 +206,12 @@ impl Volume {
     ) -> Result<Arc<Volume>, MountError> {
         let geometry = superblock.geometry;
         let me = heartbeat.me();
+        // After the claim, so that a fsck which took the lock before sees our slot move, and before anything is
+        // written: nobody else ever holds this lock exclusively.
+        let lock: Image<LockRecord> = ats.read(IoClass::Setup, geometry.volume_lock())?;
+        if let LockMode::Exclusive { owner, .. } = lock.record.mode {
+            return Err(MountError::Maintenance(owner));
+        }
         let required = options.fencing == FencingMode::Required;
         let recovery = Arc::new(Recovery::new(ats.clone(), geometry, me, required));
         if heartbeat.record().fencing_key != 0

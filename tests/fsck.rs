@@ -1,5 +1,11 @@
-//! Does fsck find what is wrong, name it, and say it by its exit status?
+//! Does fsck find what is wrong, name it, repair it, and say so by its exit status?
 
+#[path = "fsck/broken.rs"]
+mod broken;
 #[path = "fsck/command.rs"]
 mod command;
+#[path = "fsck/maintenance.rs"]
+mod maintenance;
+#[path = "fsck/repairs.rs"]
+mod repairs;
 mod volumes;

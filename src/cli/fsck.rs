@@ -1,4 +1,4 @@
-//! `lunfs fsck`, also installed as `fsck.lunfs`: arguments to one call of [`fsck::examine`].
+//! `lunfs fsck`, also installed as `fsck.lunfs`: arguments to one call of [`fsck::examine`] or [`repair`].
 //!
 //! The exit status is that of fsck(8). Standard output gets the findings and a summary, or JSON; standard error
 //! gets errors and, when it is a terminal, a progress bar.
@@ -17,10 +17,14 @@ use crate::device::OpenError;
 use crate::device::open::{OpenOptions, open_device};
 use crate::format::in_use::{InUse, in_use};
 use crate::fsck::finding::Finding;
-use crate::fsck::{self, FsckError, Observer, Progress, Report};
+use crate::fsck::repair::{Allow, Repaired, repair};
+use crate::fsck::{self, FsckError, Observer, Progress};
+use crate::volume::local_identity;
 
 /// Nothing is wrong.
 const EXIT_CLEAN: u8 = 0;
+/// Errors were found and repaired.
+const EXIT_REPAIRED: u8 = 1;
 /// Errors were found and are still there.
 const EXIT_LEFT: u8 = 4;
 /// The volume could not be checked.
@@ -32,10 +36,10 @@ const EXIT_CANCELLED: u8 = 32;
 const EXIT_SYSTEM: u8 = 128;
 
 /// Shown at the end of the help.
-pub const EXIT_STATUS: &str = "Exit status, as of fsck(8): 0 nothing wrong, 4 errors left, 8 could not be checked, \
+pub const EXIT_STATUS: &str = "Exit status, as of fsck(8): 0 nothing wrong, 1 errors repaired, 4 errors left, 8 could not be checked, \
                                16 wrong usage, 32 cancelled, 128 out of system resources.";
 
-/// Check a LunFS volume that no host uses.
+/// Check, and with -p or -y repair, a LunFS volume that no host uses.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Args {
@@ -44,6 +48,12 @@ pub struct Args {
     /// Only check; write nothing. It is what is done without any option, too.
     #[arg(short = 'n')]
     pub no_changes: bool,
+    /// Repair what loses nothing and has one possible outcome.
+    #[arg(short = 'p', visible_short_alias = 'a', conflicts_with_all = ["no_changes", "everything"])]
+    pub preen: bool,
+    /// Repair everything, also where something is given up.
+    #[arg(short = 'y', conflicts_with = "no_changes")]
+    pub everything: bool,
     /// Findings and summary as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -100,18 +110,33 @@ fn examine(args: &Args) -> Result<u8, Failure> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         signal_hook::flag::register(signal, cancelled.clone()).map_err(Failure::Signals)?;
     }
+    let allow = match (args.preen, args.everything) {
+        (true, _) => Some(Allow::Safe),
+        (_, true) => Some(Allow::Everything),
+        _ => None,
+    };
     let options = OpenOptions {
-        read_only: true,
+        read_only: allow.is_none(),
         logical_block_bytes: args.logical_block,
         exclusive: true,
         ..OpenOptions::default()
     };
     let dev = open_device(&device, options)?;
     let mut screen = Screen::new(args.json, cancelled);
-    let result = fsck::examine(dev, &mut screen);
+    let result = match allow {
+        None => fsck::examine(dev, &mut screen).map(|report| Repaired { report, ..Repaired::default() }),
+        Some(allow) => {
+            // A slot of its own, whoever else this machine is.
+            let mut host = local_identity(None);
+            host.name = format!("fsck on {}", host.name);
+            host.uuid = *uuid::Uuid::new_v4().as_bytes();
+            repair(dev, &host, allow, &mut screen)
+        }
+    };
     let status = match &result {
-        Ok(report) if report.errors == 0 => EXIT_CLEAN,
-        Ok(_) => EXIT_LEFT,
+        Ok(done) if done.report.errors > 0 => EXIT_LEFT,
+        Ok(done) if done.repaired > 0 => EXIT_REPAIRED,
+        Ok(_) => EXIT_CLEAN,
         Err(_) => EXIT_OPERATIONAL,
     };
     screen.end(&device, result.as_ref().ok(), status);
@@ -148,21 +173,27 @@ impl Screen {
         }
     }
 
-    fn end(&mut self, device: &str, report: Option<&Report>, status: u8) {
+    fn end(&mut self, device: &str, done: Option<&Repaired>, status: u8) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         if self.json {
-            let rest = json!({ "device": device, "report": report, "status": status });
+            let rest = json!({
+                "device": device,
+                "report": done.map(|d| d.report),
+                "repaired": done.map(|d| d.repaired),
+                "status": status,
+            });
             let rest = rest.to_string();
             say(&format!("],{}\n", rest.trim_start_matches('{')));
             return;
         }
-        let Some(report) = report else { return };
+        let Some(Repaired { report, repaired, .. }) = done else { return };
         let verdict = match (report.errors, report.notes) {
+            (0, _) if *repaired > 0 => format!("clean after {}", count(*repaired, "repair")),
             (0, 0) => "clean".to_owned(),
             (0, notes) => format!("clean, {}", count(notes, "note")),
-            (errors, _) => count(errors, "error"),
+            (errors, _) => format!("{} left", count(errors, "error")),
         };
         self.line(&format!(
             "{device}: {verdict}; {}, {}, {} of 4 KiB used",
@@ -202,6 +233,7 @@ fn describe(finding: &Finding) -> serde_json::Value {
     json!({
         "name": finding.kind.name(),
         "severity": finding.kind.severity(),
+        "repair": finding.kind.repair(),
         "place": finding.place,
         "text": finding.text,
     })

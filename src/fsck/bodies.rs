@@ -155,6 +155,7 @@ impl Checker<'_, '_, '_> {
             self.owners_unknown = true;
             self.names_unknown = true;
             if self.first_round {
+                self.inodes.set(index, Known { readable: false, ..self.inodes.get(index) });
                 self.find(Kind::InodeFields, Place::of_inode(ino), text);
             }
             return;

@@ -51,7 +51,7 @@ impl Checker<'_, '_, '_> {
 
     /// What the slots say was allocated since mkfs is what is allocated.
     pub(super) fn sums(&mut self) {
-        if self.slots.iter().any(Option::is_none) || self.owners_unknown {
+        if self.slots.iter().any(Option::is_none) || self.owners_unknown || self.marks_wrong {
             return;
         }
         let (mut blocks, mut inodes) = (0i64, 0i64);

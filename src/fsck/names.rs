@@ -72,7 +72,7 @@ impl Entries<'_, '_, '_, '_> {
             }
             if self.names.iter().any(|name| name == item.name) {
                 let text = format!("the name \"{shown}\" is there twice");
-                self.find(Kind::EntryTwice, key, item.target.ino, text);
+                return self.find(Kind::EntryTwice, key, item.target.ino, text);
             } else {
                 self.names.push(item.name.to_vec());
             }

@@ -11,7 +11,7 @@ use crate::inspect::Volume;
 use crate::journal::{Ring, ScanError, scan};
 use crate::layout::Block;
 use crate::layout::lock::LockMode;
-use crate::layout::slot::SlotState;
+use crate::layout::slot::{SlotRecord, SlotState};
 use crate::lease::{Door, Lease};
 use crate::types::{BlockNo, Incarnation, Owner, Slot, Tenure};
 
@@ -41,6 +41,7 @@ pub enum Pending {
 pub fn look(
     device: &Arc<dyn BlockDevice>,
     volume: &Volume<'_>,
+    me: Option<Owner>,
     images: &mut BTreeMap<BlockNo, Arc<Block>>,
 ) -> Result<Vec<Journal>, FsckError> {
     // Never claimed: a door of which only reads are asked.
@@ -48,7 +49,8 @@ pub fn look(
     let mut found = Vec::new();
     for slot in volume.geometry().all_slots() {
         let state = match volume.slot(slot) {
-            Ok(record) if !record.settled(record.incarnation) => {
+            // One that says that it ended, and yet is not settled, contradicts itself: that is named elsewhere.
+            Ok(record) if me.is_none_or(|me| me.slot != slot) && is_open(&record) => {
                 let given_up = record.state == SlotState::Unrecoverable;
                 look_at(&door, volume, slot, record.incarnation, record.settled_up_to, given_up, images)?
             }
@@ -57,6 +59,12 @@ pub fn look(
         found.push(Journal { slot, state });
     }
     Ok(found)
+}
+
+/// Does the slot say that something of its life may not be in place?
+fn is_open(record: &SlotRecord) -> bool {
+    let ended = matches!(record.state, SlotState::Free | SlotState::Left | SlotState::Recovered);
+    !ended && !record.settled(record.incarnation)
 }
 
 fn look_at(

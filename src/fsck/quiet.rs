@@ -14,12 +14,12 @@ use crate::layout::slot::SlotState;
 /// The slots of a volume on which nothing moved.
 pub struct Quiet(Vec<[u8; RECORD_BYTES]>);
 
-/// Watches for a full dead time if any slot leaves room for doubt; else looks once.
-pub fn watch(volume: &Volume<'_>, out: &mut dyn Observer) -> Result<Quiet, FsckError> {
+/// Watches for a full dead time if any slot leaves room for doubt, or if asked for; else looks once.
+pub fn watch(volume: &Volume<'_>, thorough: bool, out: &mut dyn Observer) -> Result<Quiet, FsckError> {
     let mut watch = SlotWatch::start(volume)?;
     let ended = |state| matches!(state, SlotState::Free | SlotState::Left | SlotState::Recovered);
     let doubt = watch.slots.iter().any(|s| !s.record.as_ref().is_ok_and(|r| ended(r.state)));
-    let mut of = if doubt { watch.full_dead_time() } else { Duration::ZERO };
+    let mut of = if doubt || thorough { watch.full_dead_time() } else { Duration::ZERO };
     loop {
         let watched = watch.watched_for().min(of);
         let (done, all) = (watched.as_millis() as u64, of.as_millis() as u64);

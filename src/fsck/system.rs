@@ -156,7 +156,9 @@ impl Checker<'_, '_, '_> {
     fn volume_lock(&mut self) {
         let at = self.geometry.volume_lock();
         let Some(record) = self.lock(at, LockKind::Volume) else { return };
-        if let LockMode::Exclusive { owner, .. } = record.mode {
+        if let LockMode::Exclusive { owner, .. } = record.mode
+            && Some(owner) != self.me
+        {
             let text = format!("{owner} took the volume for maintenance and did not end it");
             self.find(Kind::Maintenance, Place::of_block(at), text);
         }

@@ -33,7 +33,7 @@ fn a_new_volume_is_clean_and_a_damaged_one_is_not() {
     let at = volume.geometry().doorbell(Slot(2));
     volume.put(at, &[7; 100]);
     let text = says(&volume, &[], 4);
-    assert!(text.contains("slot 2 [doorbell]: ") && text.contains("1 error;"), "{text}");
+    assert!(text.contains("slot 2 [doorbell]: ") && text.contains("1 error left;"), "{text}");
     let json: Value = serde_json::from_str(&says(&volume, &["--json"], 4)).unwrap();
     assert_eq!(json["findings"][0]["name"], "doorbell");
     assert_eq!(json["findings"][0]["severity"], "error");
@@ -64,4 +64,58 @@ fn what_can_not_be_checked_is_refused() {
         volume.put(at, &[0; 4096]);
     }
     assert!(says(&volume, &[], 8).contains("not a LunFS volume"));
+}
+
+/// A volume whose terms leave a loaded machine time to beat.
+fn patient(dir: &std::path::Path) -> Volume {
+    let mut volume = Volume::tiny(dir);
+    volume.superblock.durations = lunfs::durations::Profile::Fast.durations();
+    let mut block = lunfs::layout::zero_block();
+    for at in volume.geometry().superblock_copies().into_iter().chain([BlockNo(0)]) {
+        volume.superblock.encode(at, &mut block);
+        volume.put(at, &block[..]);
+    }
+    volume
+}
+
+#[test]
+fn repairs_are_told_by_the_exit_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = patient(dir.path());
+    let status = |option: &str| {
+        let output = fsck(&[option, volume.spec()]);
+        (output.status.code(), out(&output) + &err(&output))
+    };
+    volume.put(volume.geometry().root().body(), &[7; 4096]);
+    volume.put(volume.geometry().doorbell(Slot(2)), &[7; 100]);
+    let (code, text) = status("-p");
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains("[doorbell]") && text.contains("[inode-unreadable]"), "{text}");
+    assert!(text.contains("1 error left"), "{text}");
+    let (code, text) = status("-y");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("clean after 1 repair;") && !text.contains("[doorbell]"), "{text}");
+    let (code, text) = status("-n");
+    assert_eq!(code, Some(0), "{text}");
+    let output = fsck(&["-n", "-y", volume.spec()]);
+    assert_eq!(output.status.code(), Some(16), "{}", err(&output));
+}
+
+#[test]
+fn an_interrupt_ends_maintenance() {
+    use lunfs::layout::lock::{LockMode, LockRecord};
+    let dir = tempfile::tempdir().unwrap();
+    let volume = patient(dir.path());
+    let at = volume.geometry().volume_lock();
+    let mode = || LockRecord::decode(&volume.get(at)[..], volume.superblock.volume, at).unwrap().mode;
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_fsck-lunfs")).args(["-p", volume.spec()]).spawn().unwrap();
+    while !matches!(mode(), LockMode::Exclusive { .. }) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it took the volume");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(32));
+    assert_eq!(mode(), LockMode::Free);
 }
