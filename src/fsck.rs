@@ -62,6 +62,8 @@ pub enum FsckError {
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Ats(#[from] AtsError),
+    #[error("no copy agrees with the superblock, so it can't be believed where things lie")]
+    Lonely,
     #[error("the volume lock was taken from this maintenance: {0}")]
     Stolen(String),
     #[error("{0} inode groups are more than this program can check")]
@@ -147,13 +149,34 @@ struct Checker<'c, 'v, 'd> {
 
 /// Checks the volume on a device that nobody writes to meanwhile.
 pub fn check(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
-    let volume = Volume::open(&*device)?;
+    let volume = open(&*device)?;
     check_opened(&device, &volume, None, out)
+}
+
+/// Opens a volume by the newest superblock, and of those of one generation by that which most copies agree on. One
+/// that no copy agrees with is not believed: where it says that its copies lie, other things may be.
+fn open(device: &dyn BlockDevice) -> Result<Volume<'_>, FsckError> {
+    let mut volume = Volume::open(device)?;
+    let mut votes: Vec<(Superblock, u32)> = vec![(volume.superblock.clone(), 0)];
+    for at in volume.geometry().superblock_copies() {
+        let copy = volume.read_checked(at, |block| Ok(Superblock::decode(block, at, true).ok()))?;
+        let Some(copy) = copy.filter(|copy| copy.volume == volume.id()) else { continue };
+        match votes.iter_mut().find(|(known, _)| *known == copy) {
+            Some((_, count)) => *count += 1,
+            None => votes.push((copy, 1)),
+        }
+    }
+    let best = votes.into_iter().max_by_key(|(superblock, count)| (superblock.generation, *count));
+    match best.filter(|(_, count)| *count > 0) {
+        Some((superblock, _)) => volume.superblock = superblock,
+        None => return Err(FsckError::Lonely),
+    }
+    Ok(volume)
 }
 
 /// Makes sure that nobody uses the volume, checks it, and makes sure that nobody came. Writes nothing.
 pub fn examine(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
-    let volume = Volume::open(&*device)?;
+    let volume = open(&*device)?;
     let quiet = quiet::watch(&volume, false, out)?;
     let report = check_opened(&device, &volume, None, out)?;
     quiet.still(&volume)?;

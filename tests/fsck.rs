@@ -4,6 +4,8 @@
 mod broken;
 #[path = "fsck/command.rs"]
 mod command;
+#[path = "fsck/garbage.rs"]
+mod garbage;
 #[path = "fsck/maintenance.rs"]
 mod maintenance;
 #[path = "fsck/repairs.rs"]

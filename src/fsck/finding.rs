@@ -71,7 +71,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// The superblock in block 0 is damaged or older than a copy.
+    /// The superblock in block 0 is damaged, older than a copy, or not what most copies say.
     Superblock, "superblock", Error, Safe, Structure;
     /// A copy of the superblock is damaged or differs.
     SuperblockCopy, "superblock-copy", Error, Safe, Structure;

@@ -14,11 +14,12 @@ use zerocopy::little_endian::{U32, U64};
 use super::finding::{Finding, Kind, Phase, Place, Repair, Severity};
 use super::maintenance::{self, Maintenance};
 use super::patch::{Patch, PatchError};
-use super::{FsckError, Observer, Progress, Report, bodies, check_opened, quiet, repair_structure};
+use super::{FsckError, Observer, Progress, Report, bodies, check_opened, open, quiet, repair_structure};
 use crate::device::BlockDevice;
 use crate::heartbeat::HostIdentity;
-use crate::inspect::Volume;
+use crate::inspect::{InspectError, Volume};
 use crate::layout::inode::InodeDisk;
+use crate::layout::superblock::{KNOWN_FEATURES, SuperblockError};
 use crate::types::{BlockNo, InodeNo};
 
 /// Rounds of checking and repairing; a volume that needs more has something that undoes repairs.
@@ -84,7 +85,13 @@ pub fn repair(
     allow: Allow,
     out: &mut dyn Observer,
 ) -> Result<Repaired, FsckError> {
-    let volume = Volume::open(&*device)?;
+    let volume = open(&*device)?;
+    // What a newer program keeps there, this one would break.
+    let bits = volume.superblock.features[1] & !KNOWN_FEATURES[1];
+    if bits != 0 {
+        let at = volume.superblock_at;
+        return Err(InspectError::from(SuperblockError::Feature { at, bits, what: "repairs" }).into());
+    }
     let _quiet = quiet::watch(&volume, repair_structure::footing_needed(&volume), out)?;
     let mut footing = repair_structure::footing(&device, &volume)?;
     let maintenance = maintenance::enter(&device, &volume, host, out)?;

@@ -19,7 +19,6 @@ use crate::layout::inode::{Form, InodeDisk};
 use crate::layout::journal::JournalHeader;
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::layout::slot::{SlotRecord, SlotState};
-use crate::layout::superblock::Superblock;
 use crate::layout::{Magic, header_of, zero_block};
 use crate::lease::IoClass;
 use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo, MAX_SLOTS, Slot, SlotSet};
@@ -137,20 +136,13 @@ impl One<'_, '_> {
         patch.write_out()
     }
 
-    /// The newest that can be read, to all places.
+    /// The one that is believed, to all places.
     fn superblocks(&self) -> Result<(), PatchError> {
         let geometry = self.volume.geometry();
-        let mut newest = self.volume.superblock.clone();
         let mut patch = self.patch();
-        for at in geometry.superblock_copies() {
-            let Ok(copy) = Superblock::decode(&*patch.block(at)?, at, true) else { continue };
-            if copy.volume == newest.volume && copy.generation > newest.generation {
-                newest = copy;
-            }
-        }
         for at in geometry.superblock_copies().into_iter().chain([geometry.superblock()]) {
             let mut block = zero_block();
-            newest.encode(at, &mut block);
+            self.volume.superblock.encode(at, &mut block);
             patch.put_record(at, block);
         }
         patch.write_out()

@@ -28,24 +28,22 @@ impl Checker<'_, '_, '_> {
 
     fn superblocks(&mut self) {
         let primary = self.geometry.superblock();
-        let newest = self.geometry.superblock_copies().into_iter().filter_map(|at| {
-            let copy = Superblock::decode(&*self.view.block(at).ok()?, at, true).ok()?;
-            (copy.volume == self.volume).then_some(copy.generation)
-        });
-        let newest = newest.max().unwrap_or(0);
+        // The one believed is the newest, and the one that most agree on.
         match self.superblock_at(primary) {
             Err(e) => self.find(Kind::Superblock, Place::of_block(primary), e),
-            Ok(sb) if sb.generation < newest => {
-                let text = format!("generation {}, a copy has {newest}", sb.generation);
-                self.find(Kind::Superblock, Place::of_block(primary), text);
+            Ok(sb) if sb != self.superblock => {
+                self.find(
+                    Kind::Superblock,
+                    Place::of_block(primary),
+                    "older than its copies, or not what they say",
+                );
             }
             Ok(_) => {}
         }
         for at in self.geometry.superblock_copies() {
             match self.superblock_at(at) {
                 Err(e) => self.find(Kind::SuperblockCopy, Place::of_block(at), e),
-                // A newer one is a finding of the primary.
-                Ok(sb) if sb != self.superblock && sb.generation <= self.superblock.generation => {
+                Ok(sb) if sb != self.superblock => {
                     self.find(Kind::SuperblockCopy, Place::of_block(at), "differs from the superblock");
                 }
                 Ok(_) => {}

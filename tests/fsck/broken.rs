@@ -247,11 +247,22 @@ impl Broken {
     }
 
     pub fn repair(&self, allow: Allow) -> (Repaired, Vec<Finding>) {
+        self.try_repair(allow).expect("a repair that ends")
+    }
+
+    /// None: it was refused, with a reason.
+    pub fn try_repair(&self, allow: Allow) -> Option<(Repaired, Vec<Finding>)> {
         let tag = HostTag(7);
         let device: Arc<dyn BlockDevice> = self.lun.attach(tag);
         let mut told = Vec::new();
         let repaired = on_host(tag, || repair(device, &host(7), allow, &mut told));
-        (repaired.unwrap(), told)
+        match repaired {
+            Ok(repaired) => Some((repaired, told)),
+            Err(e) => {
+                eprintln!("refused: {e}");
+                None
+            }
+        }
     }
 
     pub fn examine(&self) -> Result<(Report, Vec<Finding>), fsck::FsckError> {

@@ -119,6 +119,9 @@ fn free_inode(v: &Broken) -> InodeNo {
 
 const CASES: &[Case] = &[
     (Kind::Superblock, |v| v.garbage(BlockNo(0)), SAME, SAME),
+    // Another hash seed, under a good checksum: names would not be found.
+    (Kind::Superblock, |v| v.sealed(BlockNo(0), |block| block[0x98] ^= 1), SAME, SAME),
+    (Kind::SuperblockCopy, |v| v.sealed(v.geometry.superblock_copies()[1], |b| b[0x98] ^= 1), SAME, SAME),
     (Kind::SuperblockCopy, |v| v.garbage(v.geometry.superblock_copies()[2]), SAME, SAME),
     (Kind::Slot, |v| v.garbage(v.geometry.slot(Slot(2))), SAME, SAME),
     (Kind::Slot, |v| v.garbage(v.geometry.slot(Slot(0))), SAME, SAME),
