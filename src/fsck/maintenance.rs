@@ -93,7 +93,7 @@ fn take_lock(
         let to = LockRecord { mode, sharers: SlotSet::EMPTY, next: None, swap_counter, ..before.clone() };
         match ats.swap(IoClass::Setup, &image, &to)? {
             Swapped::Done(ours) => {
-                ats.settle(IoClass::Setup)?;
+                ats.settle(IoClass::Setup, &ours)?;
                 return Ok((ours, before));
             }
             Swapped::Miscompare(found) => image = found,
@@ -162,7 +162,7 @@ impl Maintenance {
 
     fn swap_lock(&self, to: LockRecord) -> Result<(), FsckError> {
         match self.ats.swap(IoClass::Setup, &self.lock, &to)? {
-            Swapped::Done(_) => Ok(self.ats.settle(IoClass::Setup)?),
+            Swapped::Done(ours) => Ok(self.ats.settle(IoClass::Setup, &ours)?),
             Swapped::Miscompare(found) => Err(FsckError::Stolen(format!("{:?}", found.record.mode))),
         }
     }
