@@ -27,6 +27,7 @@ use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geomet
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, LayoutError, Magic};
 use crate::lock::{Access, Guard, LockError, LockId, LockManager, Mode, Patience};
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{Instant, Mutex};
 use crate::store::{Plan, Store, StoreError};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
@@ -412,6 +413,9 @@ impl Allocator {
     }
 
     fn freeze(&self, plan: &mut Plan<'_>, chunk: u64, blocks: u16) {
+        if is_planted(Bug::FreedReusedEarly) {
+            return;
+        }
         *self.state.lock().frozen.entry(chunk).or_default() |= blocks;
         let cluster = self.geometry.cluster_of(BlockNo(chunk * GROUP_BLOCKS));
         let thaw = |state: Arc<Mutex<State>>| {

@@ -37,6 +37,7 @@ use crate::device::{AlignedBuf, CompareOutcome, DeviceError, Executed};
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::{LayoutError, Nonce};
 use crate::lease::{Door, IoClass, LeaseState, TimingSummary};
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Instant};
 use crate::types::{BlockNo, Owner, Slot, VolumeId};
 use cause::{Me, Met};
@@ -283,7 +284,7 @@ impl Ats {
                 image.resets = found.resets;
                 return Ok(Swapped::Done(image));
             }
-            if !found.equals(from) {
+            if !found.equals(from) || is_planted(Bug::UnknownIsFailed) {
                 self.stats.miscompared.fetch_add(1, Ordering::Relaxed);
                 return Ok(Swapped::Miscompare(found));
             }
@@ -418,6 +419,9 @@ impl Ats {
 
     /// The same for all that was seen since the device had been reset so often ([`Door::resets`]).
     pub fn settle_since(&self, class: IoClass, resets: u64) -> Result<(), AtsError> {
+        if is_planted(Bug::ActsBeforeFlush) {
+            return Ok(());
+        }
         self.door.flush(class)?;
         if self.door.geometry().volatile_cache && self.door.resets() != resets {
             return Err(AtsError::Forgotten);

@@ -22,6 +22,7 @@ use crate::layout::journal::{
 };
 use crate::layout::{Block, zero_block};
 use crate::lease::{Door, IoClass};
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES, BlockNo, Owner, Slot, VolumeId};
 
 /// Where a slot's ring lies.
@@ -180,13 +181,15 @@ impl Journal {
         };
         commit.encode(self.volume, self.ring.at(position), &mut scratch);
         out[body..].copy_from_slice(&scratch[..]);
-        if self.door.has_unflushed_data() {
+        if self.door.has_unflushed_data() && !is_planted(Bug::DataBehindCommit) {
             // The commit must not reach the medium before the data that it exposes.
             self.door.flush(IoClass::Journal)?;
         }
         self.write_ring(&out)?;
         // Everything: what the transaction exposes (data, births) and the lock images it rests on.
-        self.door.flush(IoClass::Journal)?;
+        if !is_planted(Bug::CommitUnflushed) {
+            self.door.flush(IoClass::Journal)?;
+        }
         self.live.push_back(Live {
             sequence,
             position: self.head,

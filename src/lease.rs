@@ -20,6 +20,7 @@ pub use timing::{Timing, TimingSummary};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{Condvar, Instant, Mutex};
 
 /// Whether this host may touch the volume.
@@ -81,6 +82,7 @@ impl Lease {
     /// before: then nothing revives it.
     pub fn extend(&self, issued: Instant, lease: Duration) -> bool {
         let mut inner = self.state.lock();
+        let issued = if is_planted(Bug::LeaseFromAnswer) { Instant::now() } else { issued };
         let until = issued + lease;
         match inner.state {
             LeaseState::Ended => return false,
@@ -148,6 +150,7 @@ impl Lease {
     pub fn allows(&self) -> bool {
         match self.fast.load(Ordering::SeqCst) {
             UNCLAIMED => true,
+            _ if is_planted(Bug::LeaseIgnored) => true,
             ENDED => false,
             until_ns => (Instant::now().saturating_duration_since(self.origin).as_nanos() as u64) < until_ns,
         }

@@ -35,6 +35,7 @@ use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::{Magic, header_of, verify};
 use crate::lease::{Door, IoClass};
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, Owner, Slot, Tenure};
 
 /// Blocks written by one command at most: 1 MiB.
@@ -116,10 +117,14 @@ impl Recovery {
             return Ok(());
         }
         log::warn!("recovering host \"{}\" ({owner}), which is {}", seen.host_name, state_word(seen.state));
+        let mut me = self.me;
+        if is_planted(Bug::RecovererWithoutIncarnation) {
+            me.incarnation = Incarnation(0);
+        }
         let marked = SlotRecord {
             state: SlotState::Recovering,
             beat: seen.beat + 1,
-            recoverer: Some(self.me),
+            recoverer: Some(me),
             ..image.record.clone()
         };
         let Swapped::Done(image) = self.ats.swap(IoClass::Lock, &image, &marked)? else {
@@ -236,7 +241,8 @@ impl Recovery {
                     tenure
                 }
             };
-            if tenure != Some(logged.tenure) {
+            let same = tenure == Some(logged.tenure) || is_planted(Bug::ReplayByOwner) && tenure.is_some();
+            if !same {
                 replayed.skipped += 1;
                 continue;
             }
@@ -269,6 +275,9 @@ impl Recovery {
                 LockMode::Exclusive { owner: holder, tenure } if holder == owner => tenure,
                 _ => return Ok(None),
             };
+            if is_planted(Bug::NoSwapBeforeReplay) {
+                return Ok(Some(tenure));
+            }
             let to = LockRecord { swap_counter: image.record.swap_counter + 1, ..image.record.clone() };
             match self.ats.swap(IoClass::Lock, &image, &to)? {
                 Swapped::Done(_) => return Ok(Some(tenure)),
@@ -308,6 +317,9 @@ impl Recovery {
             }
             door.write(IoClass::Metadata, first.block, &buf)?;
             rest = later;
+        }
+        if is_planted(Bug::PublishedUnflushed) {
+            return Ok(());
         }
         Ok(door.flush(IoClass::Metadata)?)
     }

@@ -10,6 +10,7 @@
 //! `std::panic::catch_unwind`, which would keep a cancelled thread alive: use [`catch_panic`].
 
 pub(crate) mod clock;
+pub mod planted;
 mod random;
 mod rwlock;
 pub mod sim;

@@ -5,6 +5,8 @@
 
 #[path = "sim_cluster/counts.rs"]
 mod counts;
+#[path = "sim_cluster/crash.rs"]
+mod crash;
 #[path = "sim_cluster/fencing.rs"]
 mod fencing;
 #[path = "sim_cluster/late_writes.rs"]
@@ -23,6 +25,8 @@ mod power;
 mod recovery;
 #[path = "sim_cluster/registers.rs"]
 mod registers;
+#[path = "sim_cluster/revokes.rs"]
+mod revokes;
 #[path = "sim_cluster/space.rs"]
 mod space;
 #[path = "sim_cluster/together.rs"]

@@ -12,6 +12,7 @@ use crate::layout::inode::InodeDisk;
 use crate::layout::lock::LockRecord;
 use crate::layout::{Block, seal};
 use crate::lease::IoClass;
+use crate::rt::planted::{Bug, is_planted};
 use crate::store::{Plan, StoreError};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 
@@ -52,7 +53,9 @@ impl Allocator {
         }
         let door = self.store.door();
         door.write(IoClass::Metadata, start, &bytes).map_err(StoreError::from)?;
-        door.flush(IoClass::Metadata).map_err(StoreError::from)?;
+        if !is_planted(Bug::BirthUnflushed) {
+            door.flush(IoClass::Metadata).map_err(StoreError::from)?;
+        }
         let (manager, born): (_, Vec<BlockNo>) =
             (self.locks.clone(), locks.iter().map(|record| record.address).collect());
         plan.when_abandoned(move || manager.forget_born(&born));

@@ -4,6 +4,7 @@
 //! image was read, and handed in.
 
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{Owner, Slot, SlotSet, Tenure};
 
 use super::Mode;
@@ -105,6 +106,8 @@ pub fn decide(record: &LockRecord, facts: &Facts<'_>, remembered: Held) -> Step 
         LockMode::Exclusive { owner, .. } => match facts.owner {
             Liveness::Living => Step::Wait { ask: vec![owner] },
             // We did not see this tenure end: whatever anybody caches under the lock is void.
+            Liveness::Settled if is_planted(Bug::ChangeCounterNotRaised) => exclusive(record.change_counter),
+            Liveness::Dead if is_planted(Bug::DeadSteppedOver) => exclusive(record.change_counter + 1),
             Liveness::Settled => exclusive(record.change_counter + 1),
             Liveness::Dead | Liveness::Lost => Step::OwnerDead(owner),
         },
@@ -145,6 +148,7 @@ pub fn decide(record: &LockRecord, facts: &Facts<'_>, remembered: Held) -> Step 
             let mut ask = Vec::new();
             for slot in record.sharers.without(me.slot).iter() {
                 match (facts.sharer)(slot) {
+                    Sharer::Living(_) if is_planted(Bug::SharersNotAsked) => {}
                     Sharer::Living(owner) => ask.push(owner),
                     Sharer::Nobody => {}
                     Sharer::Dead(owner) => return Step::OwnerDead(owner),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Held, LockId, Mode, Patience, Wanted};
 use crate::ats::Image;
 use crate::layout::lock::LockRecord;
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{Condvar, Instant, Mutex, MutexGuard};
 use crate::types::{BlockNo, Tenure};
 
@@ -134,7 +135,7 @@ impl State {
             self.granted_at = Some(Instant::now());
             self.unused = true;
         }
-        if self.valid_at != Some(counter) || strange {
+        if (self.valid_at != Some(counter) || strange) && !(self.epoch > 0 && is_planted(Bug::CacheKept)) {
             self.epoch = new_epoch();
         }
         self.valid_at = Some(counter);

@@ -56,9 +56,12 @@ pub use options::Options;
 pub use report::{Failure, FailureKind, Finished, Reporter};
 pub use rng::SimRng;
 
+pub(super) use self::core::planted;
+
 use self::core::Core;
 use self::state::State;
 use crate::rt::clock::nanos_of;
+use crate::rt::planted::Bug;
 
 /// How often `run` looks whether a run still makes steps.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
@@ -95,6 +98,12 @@ impl Simulation {
     /// Probability that a thread gives way at a lock, an unlock or a notification; else the seed's.
     pub fn preempt(mut self, probability: f64) -> Self {
         self.options.preempt = Some(probability);
+        self
+    }
+
+    /// Takes one rule out of the code under test.
+    pub fn planted(mut self, bug: Option<Bug>) -> Self {
+        self.options.planted = bug;
         self
     }
 

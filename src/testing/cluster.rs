@@ -18,7 +18,7 @@
 //! same bytes; everything a host does runs on threads of that host; the [`Judge`] watches every command;
 //! [`Cluster::finish`] leaves no test without its standing checks at rest.
 //!
-//! Not for: killing hosts (nothing recovers them yet), or tests of mkfs.
+//! Not for: tests of mkfs.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use super::audit::audit;
 use super::checkers::Judge;
+use super::tripwire::Tripwire;
 use crate::device::BlockDevice;
 use crate::device::sim::{CommandKind, Fault, FaultRule, LunSnapshot, SimLun, SimLunOptions};
 use crate::durations::Profile;
@@ -59,11 +60,15 @@ pub struct Formatted {
 impl Formatted {
     /// Formats once; the bytes are the same in every process.
     pub fn new(lun: SimLunOptions, geometry: Option<Geometry>) -> Self {
+        Self::with_profile(lun, geometry, Profile::Normal)
+    }
+
+    pub fn with_profile(lun: SimLunOptions, geometry: Option<Geometry>, profile: Profile) -> Self {
         let options = lun.clone();
         let (superblock, snapshot) = Simulation::new(0).run(move || {
             let lun = SimLun::new(options);
             let device = lun.attach(HostTag(u16::MAX));
-            let options = FormatOptions { geometry, profile: Profile::Normal, ..FormatOptions::default() };
+            let options = FormatOptions { geometry, profile, ..FormatOptions::default() };
             let report = format(&*device, &options).expect("formatting the simulated LUN");
             (report.superblock, lun.snapshot())
         });
@@ -73,6 +78,14 @@ impl Formatted {
     /// A small volume on a LUN of 512-byte blocks with a volatile cache.
     pub fn tiny(slots: u16) -> Self {
         Self::tiny_on(slots, SimLunOptions::default())
+    }
+
+    /// A small volume whose hosts are soon found dead.
+    pub fn hasty_on(slots: u16, lun: SimLunOptions) -> Self {
+        let geometry = Geometry::tiny(slots);
+        let hold_time = Duration::from_millis(500);
+        let lun = SimLunOptions { size_bytes: geometry.size_bytes(), hold_time, ..lun };
+        Self::with_profile(lun, Some(geometry), Profile::Fast)
     }
 
     /// A small volume on a LUN of this kind.
@@ -95,6 +108,7 @@ pub struct Cluster {
     pub superblock: Superblock,
     pub hosts: Vec<Host>,
     pub judge: Arc<Judge>,
+    pub wire: Arc<Tripwire>,
     /// Hosts that a test may make lose their lease; of any other that is a failure.
     may_end: Arc<Mutex<BTreeSet<HostTag>>>,
 }
@@ -108,12 +122,14 @@ impl Cluster {
         let lun = SimLun::new(SimLunOptions { trace_len, ..formatted.lun.clone() });
         lun.restore(&formatted.snapshot);
         let judge = Judge::new(&lun, &formatted.superblock);
-        lun.set_observer(judge.clone());
+        let wire = Tripwire::new(judge.clone());
+        lun.set_observer(wire.clone());
         let mut cluster = Cluster {
             lun,
             superblock: formatted.superblock.clone(),
             hosts: Vec::new(),
             judge,
+            wire,
             may_end: Arc::default(),
         };
         let (shown, geometry) = (cluster.judge.clone(), cluster.superblock.geometry);

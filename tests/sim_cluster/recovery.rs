@@ -83,7 +83,7 @@ fn directory(cluster: &Cluster, host: usize, name: &'static [u8]) -> InodeNo {
 }
 
 /// Waits until the dead are recovered.
-fn settled(cluster: &Cluster) {
+pub fn settled(cluster: &Cluster) {
     let all = || cluster.slots().iter().all(|slot| slot.state != SlotState::Live || cluster.lives(slot));
     while !all() {
         rt::sleep(500 * MS);

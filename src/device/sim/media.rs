@@ -26,6 +26,10 @@ pub enum Keep {
     Random,
     Nothing,
     Everything,
+    /// Of the logical blocks at risk, in the order of their addresses, only this one.
+    Only(usize),
+    /// All but this one.
+    AllBut(usize),
 }
 
 #[derive(Clone)]
@@ -121,10 +125,12 @@ impl Media {
 
     /// The cache is lost.
     pub fn power_cut(&mut self, rng: &mut SimRng, keep: Keep) {
-        for (offset, block) in std::mem::take(&mut self.unflushed) {
+        for (i, (offset, block)) in std::mem::take(&mut self.unflushed).into_iter().enumerate() {
             let kept = match keep {
                 Keep::Everything => continue,
-                Keep::Nothing => 0,
+                Keep::Only(one) if i == one => continue,
+                Keep::AllBut(one) if i != one => continue,
+                Keep::Nothing | Keep::Only(_) | Keep::AllBut(_) => 0,
                 Keep::Random => rng.index(block.versions.len() + 1),
             };
             let bytes = if kept == 0 { &block.durable } else { &block.versions[kept - 1].1 };

@@ -22,6 +22,7 @@ use super::state::{Next, Phase, State};
 use super::thread::{Status, Tid, Wait};
 use super::timer::Event;
 use crate::rt::HostTag;
+use crate::rt::planted::Bug;
 
 /// Stacks of simulated threads; more than in life, because a debug build's frames are larger.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -68,6 +69,7 @@ pub struct Core {
     preempt_in: AtomicU32,
     cancelling: AtomicBool,
     switches: AtomicU64,
+    planted: Option<Bug>,
 }
 
 /// The simulation and the number of the calling thread.
@@ -89,6 +91,11 @@ pub fn is_simulated() -> bool {
     SIMULATED.get()
 }
 
+/// The bug planted in the simulation that the calling thread belongs to.
+pub fn planted() -> Option<Bug> {
+    with_current(|me| me.core.planted).flatten()
+}
+
 /// Is the calling thread running an event, so that it must not block?
 pub fn in_event() -> bool {
     IN_EVENT.get()
@@ -105,6 +112,7 @@ pub fn with_current<R>(f: impl FnOnce(&Current) -> R) -> Option<R> {
 impl Core {
     pub fn new(seed: u64, options: Options) -> Arc<Self> {
         let core = Core {
+            planted: options.planted,
             state: Mutex::new(State::new(seed, options)),
             ended: Condvar::new(),
             preempt_in: AtomicU32::new(0),

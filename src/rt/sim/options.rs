@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::rt::clock::nanos_of;
+use crate::rt::planted::Bug;
 
 /// Limits and probabilities of a simulation; times are nanoseconds.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Options {
     pub host_clocks: bool,
     /// Real time without a step after which a run counts as hung.
     pub stall_limit: Duration,
+    /// A rule that the code under test does without; in builds with debug assertions only.
+    pub planted: Option<Bug>,
 }
 
 impl Default for Options {
@@ -35,6 +38,7 @@ impl Default for Options {
             timer_jitter: 50_000,
             host_clocks: true,
             stall_limit: Duration::from_secs(180),
+            planted: None,
         }
     }
 }
