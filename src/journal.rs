@@ -185,7 +185,11 @@ impl Journal {
             // The commit must not reach the medium before the data that it exposes.
             self.door.flush(IoClass::Journal)?;
         }
-        self.write_ring(&out)?;
+        if let Err(e) = self.write_ring(&out)
+            && !is_planted(Bug::FailedCommitForgotten)
+        {
+            return Err(e);
+        }
         // Everything: what the transaction exposes (data, births) and the lock images it rests on.
         if !is_planted(Bug::CommitUnflushed) {
             self.door.flush(IoClass::Journal)?;

@@ -3,6 +3,8 @@
 //! A failure prints its seed: `LUNFS_SIM_SEED=7 cargo test --test sim_cluster name_of_test`. More seeds:
 //! `tests/simulate --seeds 0..200`.
 
+#[path = "sim_cluster/chaos.rs"]
+mod chaos;
 #[path = "sim_cluster/counts.rs"]
 mod counts;
 #[path = "sim_cluster/crash.rs"]
@@ -27,6 +29,8 @@ mod recovery;
 mod registers;
 #[path = "sim_cluster/revokes.rs"]
 mod revokes;
+#[path = "sim_cluster/rules.rs"]
+mod rules;
 #[path = "sim_cluster/space.rs"]
 mod space;
 #[path = "sim_cluster/together.rs"]

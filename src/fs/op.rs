@@ -20,7 +20,6 @@ use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, Magic};
 use crate::lock::{Access, Guard, InUse, LockError, LockId, Mode, Patience};
-use crate::rt::planted::{Bug, is_planted};
 use crate::store::{Plan, StoreError};
 use crate::tree::{NodeRead, NodeStore, TreeError};
 use crate::types::{BlockNo, InodeNo};
@@ -431,7 +430,7 @@ impl Op<'_> {
     /// The volume's rename lock, exclusively. It comes before all others, so an operation that learns late
     /// that it needs it begins anew.
     pub(super) fn take_rename_lock(&mut self) -> OpResult<()> {
-        if self.rename.is_some() || is_planted(Bug::RenameLockForgotten) {
+        if self.rename.is_some() {
             return Ok(());
         }
         self.needs.rename = true;

@@ -54,8 +54,35 @@ pub enum Bug {
     FreedReusedEarly,
     /// A group of inodes may be marked before its locks are durable.
     BirthUnflushed,
-    /// Directories move without the rename lock.
-    RenameLockForgotten,
+    /// A commit whose write failed counts.
+    FailedCommitForgotten,
+}
+
+impl Bug {
+    pub const ALL: [Bug; 22] = [
+        Bug::RevokesForgotten,
+        Bug::ReplayByOwner,
+        Bug::NoSwapBeforeReplay,
+        Bug::RecovererWithoutIncarnation,
+        Bug::PublishedUnflushed,
+        Bug::TornCommitBelieved,
+        Bug::ChangeCounterNotRaised,
+        Bug::DeadSteppedOver,
+        Bug::SharersNotAsked,
+        Bug::CacheKept,
+        Bug::LeavesUnsettled,
+        Bug::ActsBeforeFlush,
+        Bug::UnknownIsFailed,
+        Bug::LeaseIgnored,
+        Bug::LeaseFromAnswer,
+        Bug::DeadTooEarly,
+        Bug::CommitUnflushed,
+        Bug::DataBehindCommit,
+        Bug::TailMovesUnflushed,
+        Bug::FreedReusedEarly,
+        Bug::BirthUnflushed,
+        Bug::FailedCommitForgotten,
+    ];
 }
 
 /// Is this bug planted in the simulation that the calling thread belongs to?

@@ -6,15 +6,16 @@
 //!    else. Exceptions: the birth of inode groups at addresses that were never locks, under the cluster's
 //!    exclusive lock. Request blocks and journals are written by their slot's host only.
 //! 2. A metadata block is written only while its covering lock, as it stands on the LUN at that moment, names
-//!    the writer exclusively; and each swap of a lock is one that its writer may make.
+//!    the writer exclusively, by an image that is durable and, in a replay, was swapped first; and each swap
+//!    of a lock is one that its writer may make.
 //! 3. No host changes anything past its lease, which is reckoned here from the beats that executed.
 //! 4. A clean block that a host serves from its cache equals the LUN ([`Judge::hit_check`]).
 //!
 //! Invariants: the judge believes the LUN and its own notes, never a host's memory; it knows who a host is
 //! from the claims it saw.
 //!
-//! Not for: mkfs and fsck (they break rule 1 by right), recovery (a dead host's locks, not before there is
-//! a recoverer), or file data (blocks without our header), of which only the place is judged.
+//! Not for: mkfs and fsck (they break rule 1 by right), or file data (blocks without our header), of which only
+//! the place is judged.
 
 mod lease;
 mod locks;
@@ -66,6 +67,8 @@ pub(super) struct Notes {
     /// Locks born since the observation began; all others follow from the geometry.
     pub born: BTreeSet<BlockNo>,
     pub nonces: HashSet<[u8; 16]>,
+    /// Locks that a recoverer swapped, as nobody has since: it may replay under them.
+    pub pinned: BTreeMap<BlockNo, Owner>,
     /// Commands judged, and those that changed a lock.
     pub judged: u64,
     pub swaps: u64,
@@ -230,5 +233,9 @@ impl LunObserver for Judge {
         }
         self.judge_lease(&notes, c, false);
         self.judge_write(&mut notes, c, first..last + 1);
+    }
+
+    fn power_cut(&self) {
+        self.notes().pinned.clear();
     }
 }

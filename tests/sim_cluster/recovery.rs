@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lunfs::device::sim::Keep;
 use lunfs::fs::api::{FsError, Operations};
 use lunfs::journal::Ring;
 use lunfs::layout::journal::JournalHeader;
 use lunfs::layout::slot::SlotState;
-use lunfs::rt;
 use lunfs::rt::sim::{self, SimRng, Simulation, seeds};
+use lunfs::rt::{self, HostTag};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::types::InodeNo;
 
+use super::crash::hasty;
 use super::model::{LONG, volumes};
 
 const MS: Duration = Duration::from_millis(1);
@@ -82,10 +84,15 @@ fn directory(cluster: &Cluster, host: usize, name: &'static [u8]) -> InodeNo {
     })
 }
 
+/// Is nobody left to be recovered?
+pub fn all_settled(cluster: &Cluster) -> bool {
+    let open = [SlotState::Live, SlotState::Recovering, SlotState::Withdrawn];
+    cluster.slots().iter().all(|slot| !open.contains(&slot.state) || cluster.lives(slot))
+}
+
 /// Waits until the dead are recovered.
 pub fn settled(cluster: &Cluster) {
-    let all = || cluster.slots().iter().all(|slot| slot.state != SlotState::Live || cluster.lives(slot));
-    while !all() {
+    while !all_settled(cluster) {
         rt::sleep(500 * MS);
     }
 }
@@ -239,6 +246,47 @@ fn hosts_die_in_the_middle_of_shared_work() {
                 workers.remove(&tag);
             }
             workers.into_values().for_each(joined);
+            settled(&cluster);
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+#[ignore = "the count of resets is not used yet: a flush after a power cut passes for a flush of what was lost"]
+fn a_power_cut_under_a_living_host_loses_nothing_acknowledged() {
+    // The journal's write is answered, the LUN loses its cache and is back at once, the flush that follows
+    // succeeds: it proves nothing of the write, and the host must not say "durable".
+    for seed in seeds(0..200) {
+        let volume = &hasty()[(seed % 2) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let mut cluster = Cluster::start(volume, 1);
+            cluster.may_end(0);
+            let acknowledged = Arc::new(Mutex::new(0u32));
+            let noted = acknowledged.clone();
+            drop(cluster.spawn(0, "worker", move |fs| {
+                for n in 0.. {
+                    let name = format!("f{n}");
+                    let made = fs.mknod(&cx(), fs.root(), name.as_bytes(), libc::S_IFREG | 0o644, 0);
+                    if made.map(drop).is_err() || fs.sync(&cx()).is_err() {
+                        return;
+                    }
+                    *noted.lock().unwrap() = n + 1;
+                }
+            }));
+            rt::sleep(Duration::from_micros(20_000 + SimRng::new(seed, 7).below(20_000)));
+            cluster.lun.power_cut(Keep::Nothing);
+            rt::sleep(10 * MS);
+            let acknowledged = *acknowledged.lock().unwrap();
+            cluster.kill(0);
+            rt::sleep(3000 * MS);
+            cluster.join(HostTag(1)).unwrap();
+            cluster.on(0, |fs| {
+                for n in 0..acknowledged {
+                    let found = fs.lookup(&cx(), fs.root(), format!("f{n}").as_bytes());
+                    found.unwrap_or_else(|e| panic!("file {n} of {acknowledged} acknowledged ones: {e}"));
+                }
+            });
             settled(&cluster);
             cluster.finish();
         });

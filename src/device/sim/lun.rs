@@ -307,6 +307,11 @@ impl SimLun {
         self.0.lock().media.unflushed_blocks()
     }
 
+    /// Could a power cut change the logical block at this offset?
+    pub fn is_at_risk(&self, offset_bytes: u64) -> bool {
+        self.0.lock().media.is_at_risk(offset_bytes)
+    }
+
     /// How many commands are on their way to their execution.
     pub fn in_flight(&self) -> usize {
         self.0.lock().in_flight.len()

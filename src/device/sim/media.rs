@@ -144,6 +144,10 @@ impl Media {
         self.unflushed.len()
     }
 
+    pub fn is_at_risk(&self, offset: u64) -> bool {
+        self.unflushed.contains_key(&offset)
+    }
+
     fn remember(&mut self, order: u64, offset: u64, bytes: &[u8]) {
         let (now, block) = (&self.now, self.block as usize);
         let entry = self.unflushed.entry(offset).or_insert_with(|| {

@@ -12,7 +12,7 @@ use crate::types::{Owner, Slot, SlotSet, Tenure};
 impl Judge {
     pub(super) fn judge_lock(
         &self,
-        notes: &Notes,
+        notes: &mut Notes,
         c: &Executed<'_>,
         before: &LockRecord,
         after: &LockRecord,
@@ -27,6 +27,12 @@ impl Judge {
                 before.kind.name(),
                 before.address
             );
+        }
+        match before.mode {
+            LockMode::Exclusive { owner, .. } if owner != me && self.recovers(me, owner) => {
+                notes.pinned.insert(before.address, me);
+            }
+            _ => drop(notes.pinned.remove(&before.address)),
         }
     }
 

@@ -85,6 +85,33 @@ impl Judge {
             "check 2: {who} ({me}) writes metadata at {at}, covered by lock {lock}, which says {:?}",
             self.lock_on_lun(lock)
         );
+        self.judge_rest(notes, c, me, at, lock);
+    }
+
+    /// What a metadata block that is put in its place rests on: a grant that no power cut can take back, and
+    /// for a recoverer a swap of the lock and its mark in the slot.
+    fn judge_rest(&self, notes: &Notes, c: &Executed<'_>, me: Owner, at: BlockNo, lock: BlockNo) {
+        let who = c.host;
+        let mode = self.lock_on_lun(lock).map(|r| r.mode);
+        let Some(LockMode::Exclusive { owner, .. }) = mode else { return };
+        let at_risk = |block: BlockNo| self.lun.is_at_risk(block.offset_bytes());
+        // A birth brings its locks along.
+        let born = (c.offset_bytes..c.offset_bytes + c.len_bytes).contains(&lock.offset_bytes());
+        assert!(
+            born || !at_risk(lock),
+            "check 2: {who} ({me}) writes metadata at {at}, and the image of lock {lock} is not durable"
+        );
+        if owner == me {
+            return;
+        }
+        assert!(
+            notes.pinned.get(&lock) == Some(&me),
+            "check 2: {who} ({me}) replays a block at {at}, covered by lock {lock}, which it did not swap first"
+        );
+        assert!(
+            owner.slot == me.slot || !at_risk(self.geometry.slot(owner.slot)),
+            "check 2: {who} ({me}) replays a block at {at}, and its mark in the slot of {owner} is not durable"
+        );
     }
 
     /// A life ended: groups that it gave birth to and did not live to commit lie in free space again.
