@@ -183,7 +183,10 @@ impl Store {
             {
                 let block = clean.block.clone();
                 drop(state);
-                if let Some(check) = self.hit_check.get() {
+                // Past the lease nothing is answered: what is found here goes nowhere.
+                if let Some(check) = self.hit_check.get()
+                    && self.door.lease().allows()
+                {
                     check(at, &block);
                 }
                 return check_magic(block, magic, at);

@@ -20,6 +20,7 @@ use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, Magic};
 use crate::lock::{Access, Guard, InUse, LockError, LockId, Mode, Patience};
+use crate::rt::planted::{Bug, is_planted};
 use crate::store::{Plan, StoreError};
 use crate::tree::{NodeRead, NodeStore, TreeError};
 use crate::types::{BlockNo, InodeNo};
@@ -160,6 +161,11 @@ impl Fs {
                         self.store.apply(plan)?;
                     }
                     drop((spaces, rename));
+                    // What came from memory alone met no door on its way: a host that slept past its lease would
+                    // answer from caches that others have changed since.
+                    if !self.store.door().lease().allows() && !is_planted(Bug::AnswersPastLease) {
+                        return Err(FsError::Fenced);
+                    }
                     // The locks stay until the answer was delivered; other threads of this host go on.
                     let hold =
                         guards.values().map(|guard| Box::new(guard.in_use()) as Box<dyn Hold>).collect();

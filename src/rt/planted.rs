@@ -40,6 +40,8 @@ pub enum Bug {
     UnknownIsFailed,
     /// The door lets everything through, whatever became of the lease.
     LeaseIgnored,
+    /// What is in memory is answered without a look at the lease.
+    AnswersPastLease,
     /// The lease runs from the answer to a beat, not from its issue.
     LeaseFromAnswer,
     /// A host that is silent for as long as a lease counts as dead.
@@ -59,7 +61,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 23] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -74,6 +76,7 @@ impl Bug {
         Bug::ActsBeforeFlush,
         Bug::UnknownIsFailed,
         Bug::LeaseIgnored,
+        Bug::AnswersPastLease,
         Bug::LeaseFromAnswer,
         Bug::DeadTooEarly,
         Bug::CommitUnflushed,

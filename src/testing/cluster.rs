@@ -208,17 +208,19 @@ impl Cluster {
     /// rightly ends a lease.
     pub fn unknown_swaps(&self, seed: u64, one_in: u32) {
         let mut rng = SimRng::new(seed, 77);
+        let hold_time = self.lun.geometry().hold_time;
         for _ in 0..100 {
             let delay = Duration::from_micros(rng.between(100, 900_000));
+            let most = |delay: Duration| delay.min(hold_time);
             let fault = match rng.below(8) {
                 0 => Fault::LostAnswer,
-                1 => Fault::RetriedBelow(delay),
+                1 => Fault::RetriedBelow(most(delay)),
                 2 => Fault::NeverExecuted,
-                3 => Fault::Late(Duration::from_secs(2) + delay),
+                3 => Fault::Late(most(Duration::from_secs(2) + delay)),
                 4 => Fault::AnsweredFalse,
                 5 => Fault::FalseMiscompare,
                 6 => Fault::Aborted,
-                _ => Fault::Late(delay),
+                _ => Fault::Late(most(delay)),
             };
             let skip = rng.below(100 * u64::from(one_in)) as u32;
             let kind = Some(CommandKind::CompareAndWrite);

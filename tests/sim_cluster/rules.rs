@@ -17,7 +17,7 @@ use lunfs::types::BLOCK_BYTES_U64;
 
 use super::crash::{CASES, every_point, every_point_of_the_recoverer, hasty};
 use super::model::{LONG, volumes};
-use super::recovery::settled;
+use super::recovery::{settled, sleeper};
 use super::{chaos, revokes};
 
 const MS: Duration = Duration::from_millis(1);
@@ -220,6 +220,7 @@ fn who_notices(bug: Bug) -> Suite {
             (turns, "turns", 8)
         }
         Bug::LeaseIgnored | Bug::DeadTooEarly => (everything, "everything at once", 20),
+        Bug::AnswersPastLease => (sleeper, "sleeper", 8),
         Bug::LeaseFromAnswer => (late_beat, "late beat", 4),
         Bug::FreedReusedEarly => (removed_too_late, "removed too late", 4),
         Bug::FailedCommitForgotten => (lost_write, "lost write", 4),
