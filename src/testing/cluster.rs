@@ -205,7 +205,7 @@ impl Cluster {
 
     /// Plans one fault in about `one_in` compare-and-writes, a hundred of them, of the kind after which a host
     /// does not know what happened or is told something untrue. Much more often, and a beat would fail several times in a row, which
-    /// rightly ends a lease.
+    /// rightly ends a lease. None is late by more than the device may hold it.
     pub fn unknown_swaps(&self, seed: u64, one_in: u32) {
         let mut rng = SimRng::new(seed, 77);
         let hold_time = self.lun.geometry().hold_time;
