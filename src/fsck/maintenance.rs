@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{FsckError, Observer, Progress};
-use crate::ats::{Ats, Image, Swapped};
+use crate::ats::{Ats, AtsError, Image, Swapped};
 use crate::device::{BlockDevice, Fencing, FencingKey};
 use crate::heartbeat::{Claim, Heartbeat, HostIdentity, claim};
 use crate::inspect::Volume;
@@ -85,18 +85,28 @@ fn take_lock(
     volume: &Volume<'_>,
     me: Owner,
 ) -> Result<(Image<LockRecord>, LockRecord), FsckError> {
-    let mut image: Image<LockRecord> = ats.read(IoClass::Setup, volume.geometry().volume_lock())?;
+    let at = volume.geometry().volume_lock();
+    let mut image: Image<LockRecord> = ats.read(IoClass::Setup, at)?;
+    let mut before = image.record.clone();
     loop {
-        let before = image.record.clone();
-        let swap_counter = before.swap_counter + 1;
-        let mode = LockMode::Exclusive { owner: me, tenure: Tenure(swap_counter) };
-        let to = LockRecord { mode, sharers: SlotSet::EMPTY, next: None, swap_counter, ..before.clone() };
-        match ats.swap(IoClass::Setup, &image, &to)? {
-            Swapped::Done(ours) => {
-                ats.settle(IoClass::Setup, &ours)?;
-                return Ok((ours, before));
+        if !matches!(image.record.mode, LockMode::Exclusive { owner, .. } if owner == me) {
+            before = image.record.clone();
+            let swap_counter = before.swap_counter + 1;
+            let mode = LockMode::Exclusive { owner: me, tenure: Tenure(swap_counter) };
+            let to = LockRecord { mode, sharers: SlotSet::EMPTY, next: None, swap_counter, ..before.clone() };
+            match ats.swap(IoClass::Setup, &image, &to)? {
+                Swapped::Done(ours) => image = ours,
+                Swapped::Miscompare(found) => {
+                    image = found;
+                    continue;
+                }
             }
-            Swapped::Miscompare(found) => image = found,
+        }
+        match ats.settle(IoClass::Setup, &image) {
+            Ok(()) => return Ok((image, before)),
+            // The device forgot something, perhaps this: what is there now decides.
+            Err(AtsError::Forgotten) => image = ats.read(IoClass::Setup, at)?,
+            Err(e) => return Err(e.into()),
         }
     }
 }
@@ -162,7 +172,7 @@ impl Maintenance {
 
     fn swap_lock(&self, to: LockRecord) -> Result<(), FsckError> {
         match self.ats.swap(IoClass::Setup, &self.lock, &to)? {
-            Swapped::Done(ours) => Ok(self.ats.settle(IoClass::Setup, &ours)?),
+            Swapped::Done(done) => Ok(self.ats.settle(IoClass::Setup, &done)?),
             Swapped::Miscompare(found) => Err(FsckError::Stolen(format!("{:?}", found.record.mode))),
         }
     }

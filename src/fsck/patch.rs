@@ -11,6 +11,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
+use crate::ats::AtsError;
 use crate::device::{AlignedBuf, DeviceError};
 use crate::inspect::{InspectError, Volume};
 use crate::layout::cluster::{Chunk, ClusterHeader, ClusterMap};
@@ -32,6 +33,8 @@ pub enum PatchError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Tree(#[from] TreeError),
+    #[error(transparent)]
+    Ats(AtsError),
     #[error("no free space is left on the volume")]
     NoSpace,
     #[error("{0}")]

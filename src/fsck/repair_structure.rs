@@ -160,7 +160,7 @@ impl One<'_, '_> {
     fn swap_slot(&self, image: &Image<SlotRecord>, to: &SlotRecord) -> Result<(), PatchError> {
         let ats = &self.maintenance.ats;
         match ats.swap(IoClass::Lock, image, to).map_err(of_ats)? {
-            Swapped::Done(ours) => ats.settle(IoClass::Lock, &ours).map_err(of_ats),
+            Swapped::Done(done) => ats.settle(IoClass::Lock, &done).map_err(of_ats),
             Swapped::Miscompare(_) => Err(PatchError::Other("the slot was changed meanwhile")),
         }
     }
@@ -303,7 +303,6 @@ impl One<'_, '_> {
 fn of_ats(error: AtsError) -> PatchError {
     match error {
         AtsError::Device(e) => e.into(),
-        AtsError::Damaged(e) => e.into(),
-        AtsError::Forgotten => PatchError::Other("the device was reset meanwhile"),
+        other => PatchError::Ats(other),
     }
 }
