@@ -261,7 +261,9 @@ impl Cluster {
 
     /// Is it the slot of a host of this cluster that was not killed?
     pub fn lives(&self, record: &SlotRecord) -> bool {
-        self.hosts.iter().any(|h| h.volume.heartbeat().record().address == record.address)
+        // Not by what the host has in memory under a lock: it may die holding that.
+        let slot_of = |h: &Host| self.superblock.geometry.slot(h.volume.heartbeat().me().slot);
+        self.hosts.iter().any(|h| slot_of(h) == record.address)
     }
 
     /// What every slot says.
