@@ -59,13 +59,16 @@ mod model {
     pub mod doorbell;
     pub mod pass_on;
     pub mod protocol;
+    pub mod recovery;
     pub mod rules;
+    pub mod search;
     pub mod state;
 }
 
 use model::check::*;
 use model::protocol::{Demand, Protocol};
 use model::rules::{Rule, Rules};
+use model::search::{has_cycle, search};
 use model::state::Mode;
 
 const S: Mode = Mode::Shared;

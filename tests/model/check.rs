@@ -1,10 +1,6 @@
-//! The properties, and how a bounded system is searched.
+//! The properties of the lock protocol.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::{Duration, Instant};
-
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 
 use super::protocol::{Action, Protocol};
 use super::state::*;
@@ -70,70 +66,4 @@ fn agrees(s: &System, host: &Host) -> bool {
         (Held::Exclusive(tenure), named) => named == Held::Exclusive(tenure),
     };
     says(&s.lun.lock) && says(&s.lun.durable)
-}
-
-/// What a search found.
-pub struct Outcome {
-    pub states: usize,
-    pub depth: usize,
-    pub took: Duration,
-    /// Each property that does not hold, with a run that shows it (not always the shortest).
-    pub violated: Vec<(&'static str, Vec<Action>)>,
-}
-
-/// Searches every state, or stops when one of `wanted` is violated.
-pub fn search(model: Protocol, wanted: Option<&[&'static str]>) -> Outcome {
-    let began = Instant::now();
-    let finish = match wanted {
-        Some(names) => HasDiscoveries::AnyOf(BTreeSet::from_iter(names.iter().copied())),
-        None => HasDiscoveries::All,
-    };
-    let checker = model.checker().finish_when(finish).spawn_bfs().join();
-    let violated =
-        checker.discoveries().into_iter().map(|(name, path)| (name, path.into_actions())).collect();
-    Outcome {
-        states: checker.unique_state_count(),
-        depth: checker.max_depth(),
-        took: began.elapsed(),
-        violated,
-    }
-}
-
-/// Whether some run goes on for ever, by coming back to a state it was in.
-pub fn has_cycle(model: &Protocol) -> bool {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Mark {
-        OnPath,
-        Done,
-    }
-    fn print(state: &System) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        state.hash(&mut hasher);
-        hasher.finish()
-    }
-    let next = |state: &System| {
-        let mut actions = Vec::new();
-        model.actions(state, &mut actions);
-        let next: Vec<_> = actions.into_iter().filter_map(|action| model.next_state(state, action)).collect();
-        next
-    };
-    let initial = model.initial();
-    let mut marks = HashMap::from([(print(&initial), Mark::OnPath)]);
-    let mut path = vec![(print(&initial), next(&initial))];
-    while let Some((at, successors)) = path.last_mut() {
-        let Some(state) = successors.pop() else {
-            marks.insert(*at, Mark::Done);
-            path.pop();
-            continue;
-        };
-        match marks.get(&print(&state)) {
-            Some(Mark::OnPath) => return true,
-            Some(Mark::Done) => {}
-            None => {
-                marks.insert(print(&state), Mark::OnPath);
-                path.push((print(&state), next(&state)));
-            }
-        }
-    }
-    false
 }
