@@ -22,10 +22,8 @@
 //!
 //! # What is not
 //!
-//! - Death, leases, recovery, journals. The seams for them: `Slot` (a third state beside living and left),
-//!   `Purpose` and `Step` (a recoverer's swap), `Host::ended` and the tenure in `Held` (what a journal record would
-//!   carry), `Late` (plain writes of the dead), `Plan::FindGone` (who may take what is left).
-//! - Time. A host that is not scheduled is a slow host; leases need more than that.
+//! - Death, leases, recovery, journals: a second model beside this one, `model/recovery.rs`.
+//! - Time. A host that is not scheduled is a slow host; leases are in the second model.
 //! - The rest of the LUN in a power loss: slots, requests and doorbells are durable at once. In-place writes are
 //!   durable before the lock leaves, as the rules of the cache demand.
 //! - Openers, several locks, lock order, threads inside a host.

@@ -1,4 +1,38 @@
-//! Death and recovery as a bounded model.
+//! Death and recovery as a bounded model, beside that of the locks.
+//!
+//! # What is modelled
+//!
+//! - One or two locks with a block each; two or three hosts, each in its slot. Tenures and change counters.
+//! - Journals: a host logs images under its tenures, whole transactions over one or both blocks, commits, puts in
+//!   place. The ring is never trimmed, so that recovery meets more old images than it ever would.
+//! - The end of a host before, at or after any of its commands: a crash, standing still for longer than the lease (and
+//!   waking up), a withdrawal. The command on its way executes later, or never. Recoverers end likewise, and are
+//!   recovered by others.
+//! - Time in the abstract. A host that ended is past its lease; `DeadTimePasses` is the others' verdict, and what it
+//!   sent has landed by then or never will. On a device that *lies* nothing of that is so, and only a fence helps.
+//! - Recovery in the order of `src/recovery.rs`, one command a step; a host's own next life, which recovers the last.
+//! - A volatile cache: each block is destaged for itself, a power loss takes back the rest.
+//!
+//! What a block contains is the set of changes made to it, so that a lost, an undone and a torn change all show.
+//! The properties are in `recovery/check.rs`. Progress is `PROGRESS` in each state, and no cycle among the states.
+//!
+//! # What the lock model has proved, and why it may be left out here
+//!
+//! - Requests, doorbells, queues: here a holder knows who waits. All that they decide is *when* which waiter gets the
+//!   lock, and every holder's choice is explored.
+//! - Unknown outcomes of hosts that live: there, such a host goes on only after another swap from the same image, so it
+//!   stands where a host stands whose answer came. The late swaps of those that ended are here.
+//! - Shares: nothing is logged under one, so nothing of a dead sharer is replayed. That nobody takes its bit for free
+//!   before its lease has ended follows from the same verdict.
+//! - Reading a lock and its owner's slot is one step: the image is read first, and a swap proves it.
+//! - Nonces: who wrote an image, and its counters, stand for one. They repeat only if the same life swaps the same
+//!   image again after a power loss, and lives with a late swap swap nothing more.
+//!
+//! # What is not modelled
+//!
+//! Leaving cleanly (the lock model), file data, revokes, torn or damaged journals, verdicts that are unrecoverable,
+//! fences that fail, a late command whose host goes on inside its lease (it waits, `Door::until_known`), several late
+//! commands of one host.
 
 pub mod check;
 

@@ -94,7 +94,6 @@ impl Recovery {
     fn forget(&self, s: &mut System, h: usize) {
         s.hosts[h].locks = [NOTHING; MAX_LOCKS];
         s.hosts[h].replay = None;
-        s.hosts[h].begun = Begun::No;
     }
 
     fn power_loss(&self, s: &mut System) {

@@ -225,10 +225,12 @@ impl Recovery {
         }
     }
 
-    /// Does this host wait for the lock, as far as its request on the disk says? Who stopped a moment ago does.
+    /// Does this host wait for the lock, as far as its request on the disk says? Who stopped a moment ago does, who
+    /// has only claimed its slot does not.
     fn asks(&self, s: &System, h: usize, lock: usize) -> bool {
         let host = &s.hosts[h];
-        self.living(s, host.me)
+        host.begun == Begun::Yes
+            && self.living(s, host.me)
             && s.lun.now.resident(host.me.slot) == host.me
             && self.want(s, h).is_some_and(|want| want.locks & 1 << lock != 0)
             && host.locks[lock].held == Held::Nothing

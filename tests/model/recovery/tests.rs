@@ -90,9 +90,9 @@ fn fences() -> Vec<Recovery> {
 fn larger() -> Vec<Recovery> {
     let every = || vec![Crash, Freeze, Withdraw];
     vec![
-        Recovery { stops: 3, lives: 2, fails: every(), ..recovery("3, every end", &[&[X, R], &[X], &[X]]) },
-        Recovery { stops: 3, lives: 1, ..recovery("3, two locks, three dead", &[&[XY], &[X], &[XY]]) },
-        Recovery { stops: 2, power_losses: 2, lives: 1, ..recovery("2, two power losses", &[&[X, X], &[X]]) },
+        Recovery { stops: 2, lives: 1, fails: every(), ..recovery("3, every end", &[&[X, R], &[X], &[]]) },
+        Recovery { stops: 3, ..recovery("3, two locks, all die", &[&[XY], &[X], &[Y]]) },
+        Recovery { stops: 2, lives: 1, power_losses: 2, ..recovery("2, two power losses", &[&[X, R], &[X]]) },
         Recovery {
             stops: 2,
             power_losses: 1,
@@ -103,10 +103,9 @@ fn larger() -> Vec<Recovery> {
         Recovery {
             stops: 3,
             lives: 1,
-            fails: every(),
             fences: true,
             lies: true,
-            ..recovery("3, fence, every end", &[&[X], &[X], &[X]])
+            ..recovery("3, fence, three ends", &[&[X], &[X], &[]])
         },
     ]
 }
@@ -168,21 +167,14 @@ fn larger_bounds() {
     assert_sound(larger());
 }
 
-/// The rules that the code does not keep yet.
-const NOT_IN_THE_CODE: [Rule; 2] =
-    [Rule::RecovererIsSettledBeforeItsMarkIsTaken, Rule::FlushProvesOneResetCount];
-
 #[test]
-#[ignore = "fails: the code lacks two of the rules"]
-fn what_the_code_does_is_sound() {
-    let broken: Vec<&str> = [volatile_cache(), fences()]
-        .concat()
-        .into_iter()
-        .map(|model| Recovery { without: NOT_IN_THE_CODE.to_vec(), ..model })
-        .filter(|model| !is_sound(model.clone()))
-        .map(|model| model.name)
-        .collect();
-    assert!(broken.is_empty(), "{broken:?}");
+#[ignore = "fails: the code takes a mark over from a dead recoverer that is neither fenced nor settled"]
+fn what_the_code_does_with_a_dead_recoverers_mark_is_sound() {
+    for model in fences() {
+        let name = model.name;
+        let without = vec![Rule::RecovererIsSettledBeforeItsMarkIsTaken];
+        assert!(is_sound(Recovery { without, ..model }), "{name}");
+    }
 }
 
 fn assert_needed(rule: Rule) {
