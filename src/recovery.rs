@@ -12,7 +12,7 @@
 //!    tenure is old, because its lock left the dead one, and before a lock leaves all of it is in place.
 //! 6. Publish in the slot that this life is settled. From then on its locks can be taken by anybody.
 //!
-//! A recoverer that dies is recovered itself, and its mark in the slot is taken over: every step can be done
+//! A recoverer that dies is recovered itself, and after that its mark in the slot is taken over: every step can be done
 //! again. A journal that can't be read is a verdict that stays in the slot; what the dead one held gives
 //! errors until a repair, and nothing else stops.
 //!
@@ -112,8 +112,11 @@ impl Recovery {
             None => return Ok(()),
         };
         if let Some(by) = seen.recoverer.filter(|by| seen.state == SlotState::Recovering && *by != self.me)
-            && peers.liveness(by) == Liveness::Living
+            && !matches!(peers.liveness(by), Liveness::Settled | Liveness::Lost)
         {
+            // It lives; or it is dead, and what it was putting in place may still come: it is recovered itself
+            // first, fenced where that can be. Each in a chain of marks died later than the one it marked, so
+            // somebody can always begin.
             return Ok(());
         }
         log::warn!("recovering host \"{}\" ({owner}), which is {}", seen.host_name, state_word(seen.state));
