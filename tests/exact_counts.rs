@@ -17,6 +17,8 @@ use lunfs::cli::bench::{
 use lunfs::cli::scene::{Scene, SceneOptions, can_mount};
 
 const FILES: u32 = 10_000;
+/// A lock just granted waits so long for the thread that asked (`lock/give.rs`).
+const FIRST_USE_NS: u64 = 50_000_000;
 
 fn scene(name: &'static str) -> Option<Arc<Scene>> {
     if let Err(reason) = can_mount() {
@@ -72,7 +74,15 @@ fn a_hand_over_takes_three_compare_and_writes() {
     for hosts in [&[a, b][..], &[a, b, c]] {
         let measured = hand_overs(hosts, Turn::Write, TURNS).expect("turns");
         println!("{} hosts: {} swaps for {} hand-overs", hosts.len(), measured.swaps, measured.given);
-        assert_eq!(measured.given, u64::from(TURNS), "each turn hands the lock over once");
+        // A thread that doesn't get the processor for so long finds that its lock was passed on unused.
+        let starved = measured.times.len() - measured.times.count_between(0, FIRST_USE_NS);
+        let turns = u64::from(TURNS);
+        println!("{starved} turns of {TURNS} took longer than a lock waits for its first use");
+        assert!(
+            (turns..=turns + 2 * starved).contains(&measured.given),
+            "each turn hands the lock over once, not {} in {TURNS}",
+            measured.given
+        );
         // Who was not heard for a whole second rings again; that is the machine's slowness, not a cost.
         let most = (measured.given as f64 * MOST_SWAPS_PER_HAND_OVER) as u64 + 3;
         assert!(measured.swaps <= most, "{} compare-and-writes", measured.swaps);
