@@ -6,15 +6,16 @@
 //!
 //! Not for: the kernel (`fuse`), or parsing what users typed.
 
+mod fencing;
 mod identity;
 mod stats;
 
+pub use fencing::FencingMode;
 pub use identity::{is_process_gone, local_identity};
 pub use stats::{
     CausesByKind, CommandsByClass, JournalStats, LatencyStats, LockCounts, SwapCounts, VolumeStats,
 };
 
-use std::str::FromStr;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -48,30 +49,6 @@ pub struct MountOptions {
     /// Memory for clean metadata blocks.
     pub cache_mib: u32,
     pub fencing: FencingMode,
-}
-
-/// Whether a dead host is shut out of the device before it is recovered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum FencingMode {
-    /// Where the device can; else the lease and the waiting must do.
-    #[default]
-    Auto,
-    /// Always: mounting fails where the device can't, and a dead host that can't be fenced is not recovered.
-    Required,
-    /// Never.
-    Lease,
-}
-
-impl FromStr for FencingMode {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(FencingMode::Auto),
-            "required" => Ok(FencingMode::Required),
-            "lease" => Ok(FencingMode::Lease),
-            _ => Err("auto, required or lease".into()),
-        }
-    }
 }
 
 /// Why a volume could not be mounted. One clear sentence each.

@@ -34,6 +34,11 @@ fn file(fs: &dyn Operations, dir: InodeNo, name: &[u8], bytes: &[u8]) -> InodeNo
     ino
 }
 
+fn never_durable(fs: &dyn Operations, dir: InodeNo) {
+    let made = fs.mknod(&cx(), dir, b"never durable", 0o644, 0).unwrap().value.ino;
+    fs.fsync(&cx(), made, false).map(drop).unwrap_err();
+}
+
 /// How long another host waits for what host 0 holds from now on; the durable file must be there.
 fn taken_over(cluster: &Cluster, dir: InodeNo) -> Duration {
     let before = sim::now().unwrap();
@@ -81,10 +86,7 @@ fn a_host_whose_commit_fails() {
         withdraws(seed, &volumes()[(seed % 4) as usize], move |cluster, dir| {
             let (first, blocks) = journal(cluster, 0);
             failing(cluster, 0, CommandKind::Write, first, blocks);
-            cluster.on(0, |fs| {
-                let made = fs.mknod(&cx(), dir, b"never durable", 0o644, 0).unwrap().value.ino;
-                fs.fsync(&cx(), made, false).map(drop).unwrap_err();
-            });
+            cluster.on(0, |fs| never_durable(fs, dir));
         });
     }
 }
@@ -96,10 +98,7 @@ fn a_host_whose_flush_fails() {
         withdraws(seed, &volumes()[(seed % 2) as usize], move |cluster, dir| {
             let rule = FaultRule::next_of(Fault::IoError, cluster.hosts[0].tag, CommandKind::Flush);
             cluster.lun.inject(FaultRule { count: u32::MAX, ..rule });
-            cluster.on(0, |fs| {
-                let made = fs.mknod(&cx(), dir, b"never durable", 0o644, 0).unwrap().value.ino;
-                fs.fsync(&cx(), made, false).map(drop).unwrap_err();
-            });
+            cluster.on(0, |fs| never_durable(fs, dir));
         });
     }
 }

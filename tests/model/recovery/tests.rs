@@ -162,7 +162,7 @@ fn a_fence_stops_what_comes_after_the_hold_time() {
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory: docs/testing.md"]
+#[ignore = "minutes, and gigabytes of memory: docs/locking.md"]
 fn larger_bounds() {
     assert_sound(larger());
 }
