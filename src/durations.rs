@@ -111,6 +111,14 @@ pub fn dead_after(d: &Durations) -> Duration {
     Duration::from_millis(u64::from(d.dead_ms) + u64::from(d.hold_ms))
 }
 
+/// How long a slot must stay unchanged, on the watcher's own clock, before a host that never had it may claim it
+/// over a life that nobody fenced. Its journal becomes the claimer's: a write that was issued inside the dead host's
+/// lease and held by something that froze with it must have come or gone by then. Waiting proves that less than a
+/// fence does, so it is long: nothing but the claim waits for it.
+pub fn quarantine_after(d: &Durations) -> Duration {
+    dead_after(d) * 4
+}
+
 impl FromStr for Profile {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

@@ -49,6 +49,7 @@ use crate::inspect::{InspectError, Volume};
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::SlotRecord;
 use crate::layout::superblock::Superblock;
+use crate::recovery::RecoveryError;
 use crate::types::{BlockNo, InodeNo, Owner, Slot, VolumeId};
 
 /// Why a check came to no end.
@@ -62,6 +63,8 @@ pub enum FsckError {
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Ats(#[from] AtsError),
+    #[error(transparent)]
+    Recovery(RecoveryError),
     #[error("no copy agrees with the superblock, so it can't be believed where things lie")]
     Lonely,
     #[error("the volume lock was taken from this maintenance: {0}")]

@@ -13,7 +13,7 @@
 mod claim;
 mod watch;
 
-pub use claim::{Claim, ClaimError, HostIdentity, claim};
+pub use claim::{Claim, ClaimError, HostIdentity, Waiting, claim};
 pub use watch::{Liveness, Peers};
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -231,17 +231,16 @@ impl Heartbeat {
             self.published.net_blocks.store(blocks, Ordering::Relaxed);
             self.published.net_inodes.store(inodes, Ordering::Relaxed);
         }
-        self.change_slot(|record| record.settled_up_to = Incarnation(record.incarnation.0.saturating_sub(1)))
+        self.change_slot(|record| {
+            record.settled_up_to = Incarnation(record.incarnation.0.saturating_sub(1));
+            record.keyless = false;
+        })
     }
 
     /// Ends this life: cleanly, where nothing is outstanding. Where an earlier life of the slot still has to be
     /// recovered, this one withdraws and leaves that to whoever comes next. Call it last.
     pub fn leave(&self) -> Result<(), AtsError> {
-        self.stop.stop();
-        for thread in self.threads.lock().drain(..) {
-            // A panic of the thread was reported when it happened; leaving goes on.
-            let _ = thread.join();
-        }
+        self.stop_threads();
         self.change_slot(|record| {
             if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
                 record.state = SlotState::Left;
@@ -250,6 +249,20 @@ impl Heartbeat {
                 record.state = SlotState::Withdrawn;
             }
         })
+    }
+
+    /// Ends this life, which came to nothing, because what an earlier one left in the slot can't be recovered.
+    pub fn give_up_slot(&self) -> Result<(), AtsError> {
+        self.stop_threads();
+        self.change_slot(|record| record.state = SlotState::Unrecoverable)
+    }
+
+    fn stop_threads(&self) {
+        self.stop.stop();
+        for thread in self.threads.lock().drain(..) {
+            // A panic of the thread was reported when it happened; leaving goes on.
+            let _ = thread.join();
+        }
     }
 
     /// Changes more of our slot than a beat does, and makes it durable.

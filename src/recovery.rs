@@ -135,7 +135,7 @@ impl Recovery {
             return Ok(());
         };
         self.ats.settle(IoClass::Lock, &image)?;
-        self.stop_the_writer(owner, seen)?;
+        let fenced = self.stop_the_writer(owner, seen)?;
         let ended = match self.replay(owner.slot, seen.settled_up_to) {
             Ok(replayed) => Ok(replayed),
             Err(RecoveryError::Unrecoverable { reason, .. }) => Err(reason),
@@ -147,6 +147,10 @@ impl Recovery {
             Ok(replayed) => {
                 record.state = SlotState::Recovered;
                 record.settled_up_to = record.incarnation;
+                record.keyless = false;
+                if fenced {
+                    record.fenced_up_to = record.incarnation;
+                }
                 if let Some((blocks, inodes)) = replayed.net {
                     (record.net_blocks, record.net_inodes) = (blocks, inodes);
                 }
@@ -179,39 +183,67 @@ impl Recovery {
         }
     }
 
-    /// Nothing of the dead one may come any more: proved by the device, or, where it can't, by having waited.
-    fn stop_the_writer(&self, owner: Owner, seen: &SlotRecord) -> Result<(), RecoveryError> {
+    /// Nothing of the dead one may come any more: proved by the device (true), or, where it can't, by having waited.
+    fn stop_the_writer(&self, owner: Owner, seen: &SlotRecord) -> Result<bool, RecoveryError> {
         let waited = match seen.state {
             SlotState::Withdrawn => "its own word that nothing of it can come any more",
             _ => "its dead time and its device's hold time, which are over",
         };
-        let door = self.ats.door();
-        let (true, Some(fencing)) = (seen.fencing_key != 0, door.fencing()) else {
-            if self.fence_required {
-                return Err(RecoveryError::NotFenced { owner, reason: "it mounted without fencing".into() });
-            }
-            log::warn!("{owner} has not been fenced; the proof that it is silent is {waited}");
-            return Ok(());
-        };
-        match fencing.fence(FencingKey::of(owner)) {
-            Ok(()) => log::warn!("{owner} has been fenced: the device refuses what may still come of it"),
+        let keyless = seen.keyless || seen.fencing_key == 0;
+        let fenced = match self.fence_all(seen) {
             Err(e) if self.fence_required => {
                 return Err(RecoveryError::NotFenced { owner, reason: e.to_string() });
             }
-            Err(e) => log::error!("fencing {owner}: {e}; the proof that it is silent is {waited}"),
+            Err(e) => {
+                log::error!("fencing {owner}: {e}; the proof that it is silent is {waited}");
+                return Ok(false);
+            }
+            Ok(asked) => asked && !keyless,
+        };
+        if fenced {
+            log::warn!("{owner} has been fenced: the device refuses what may still come of it");
+        } else if self.fence_required {
+            return Err(RecoveryError::NotFenced { owner, reason: "it mounted without fencing".into() });
+        } else {
+            log::warn!("{owner} has not been fenced; the proof that it is silent is {waited}");
         }
-        Ok(())
+        Ok(fenced)
     }
 
-    /// The same for an earlier life of our own slot, whose process is gone.
-    pub fn fence_own(&self, earlier: Incarnation) -> Result<(), DeviceError> {
-        let owner = Owner { slot: self.me.slot, incarnation: earlier };
-        self.ats.door().fencing().map_or(Ok(()), |fencing| fencing.fence(FencingKey::of(owner)))
+    /// Shuts every life that the slot has not settled out of the device: one that took the slot over and died may have
+    /// left that of an earlier one to us. False: the device can't.
+    fn fence_all(&self, seen: &SlotRecord) -> Result<bool, DeviceError> {
+        let (Some(fencing), Some(slot)) = (self.ats.door().fencing(), self.slot(seen.address)) else {
+            return Ok(false);
+        };
+        for incarnation in seen.unsettled() {
+            fencing.fence(FencingKey::of(Owner { slot, incarnation }))?;
+        }
+        Ok(true)
+    }
+
+    /// The same for the earlier lives of our own slot, which ended before it could be claimed. True: the device refuses
+    /// whatever may still come of them.
+    pub fn fence_earlier(&self, mine: &SlotRecord) -> Result<bool, RecoveryError> {
+        let earlier = Incarnation(mine.incarnation.0.saturating_sub(1));
+        let open = SlotRecord { incarnation: earlier, ..mine.clone() };
+        if open.settled(earlier) {
+            return Ok(false);
+        }
+        let fenced = self.fence_all(&open)? && !mine.keyless;
+        if self.fence_required && !fenced {
+            let owner = Owner { slot: self.me.slot, incarnation: earlier };
+            return Err(RecoveryError::NotFenced { owner, reason: "it mounted without fencing".into() });
+        }
+        Ok(fenced)
+    }
+
+    fn slot(&self, slot_at: BlockNo) -> Option<Slot> {
+        self.geometry.all_slots().find(|slot| self.geometry.slot(*slot) == slot_at)
     }
 
     fn owner(&self, slot_at: BlockNo, incarnation: Incarnation) -> Option<Owner> {
-        let slot = self.geometry.all_slots().find(|slot| self.geometry.slot(*slot) == slot_at)?;
-        Some(Owner { slot, incarnation })
+        Some(Owner { slot: self.slot(slot_at)?, incarnation })
     }
 
     /// Brings what the journal of a slot holds into place, unless that life is settled. Can be repeated.

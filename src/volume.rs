@@ -27,7 +27,7 @@ use crate::device::{AlignedBuf, BlockDevice, DeviceError, FencingKey};
 use crate::durations::dead_after;
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fs::{Fs, Parts};
-use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
+use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, Waiting, claim};
 use crate::journal::Journal;
 use crate::layout::cluster::{ClusterHeader, ClusterMap};
 use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geometry, inode_of_lock};
@@ -93,6 +93,8 @@ const COMMIT_AGE: Duration = Duration::from_secs(4);
 const MOST_LOCKS: usize = 256 << 10;
 /// How often a host that withdraws looks whether its changes are over.
 const WITHDRAW_POLL: Duration = Duration::from_millis(10);
+/// How often a mount that waits for a slot says so.
+const SAY_WAITING: Duration = Duration::from_secs(10);
 const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
 /// Other slots' orphan lists are looked through this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(120);
@@ -150,7 +152,22 @@ pub fn read_superblock(device: &dyn BlockDevice, read_only: bool) -> Result<Supe
 impl Volume {
     /// Mounts the volume on `device` for one host. Returns when operations can be served.
     pub fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Arc<Volume>, MountError> {
-        let superblock = read_superblock(&*device, options.read_only)?;
+        loop {
+            match Self::mount_in_a_slot(&device, &options) {
+                // Its slot says so and is claimed by nobody: the next one may do. Ends, for there are not many.
+                Err(MountError::Recovery(e @ RecoveryError::Unrecoverable { .. })) => {
+                    log::error!("{e}; what it held gives errors until fsck.lunfs has repaired it");
+                }
+                mounted => return mounted,
+            }
+        }
+    }
+
+    fn mount_in_a_slot(
+        device: &Arc<dyn BlockDevice>,
+        options: &MountOptions,
+    ) -> Result<Arc<Volume>, MountError> {
+        let superblock = read_superblock(&**device, options.read_only)?;
         let geometry = superblock.geometry;
         let device_geometry = device.geometry();
         let door = Arc::new(Door::new(device.clone(), Arc::new(Lease::new())));
@@ -161,14 +178,26 @@ impl Volume {
         if options.fencing == FencingMode::Required && !fenced {
             return Err(MountError::NoFencing);
         }
-        let Claim { me, image, issued } = claim(&ats, &geometry, &options.host, durations, fenced)?;
-        let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
-        let mounted = Self::mount_claimed(superblock, door, ats, heartbeat.clone(), &*device, &options);
-        if mounted.is_err() {
-            // Nothing was done in this life: it ends as if it had left.
-            if let Err(e) = heartbeat.leave() {
-                log::warn!("giving the slot back: {e}");
+        let mut said: Option<Instant> = None;
+        let mut waiting = |waiting: &Waiting<'_>| {
+            if said.is_none_or(|at| at.elapsed() >= SAY_WAITING) {
+                said = Some(Instant::now());
+                log::warn!("{waiting}");
             }
+            true
+        };
+        let Claim { me, image, issued } =
+            claim(&ats, &geometry, &options.host, durations, fenced, &mut waiting)?;
+        let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
+        let mounted = Self::mount_claimed(superblock, door, ats, heartbeat.clone(), &**device, options);
+        let left = match &mounted {
+            Ok(_) => Ok(()),
+            Err(MountError::Recovery(RecoveryError::Unrecoverable { .. })) => heartbeat.give_up_slot(),
+            // Nothing was done in this life: it ends as if it had left.
+            Err(_) => heartbeat.leave(),
+        };
+        if let Err(e) = left {
+            log::warn!("giving the slot back: {e}");
         }
         mounted
     }
@@ -194,7 +223,7 @@ impl Volume {
         if heartbeat.record().fencing_key != 0
             && let Some(fencing) = door.fencing()
         {
-            recovery.fence_own(Incarnation(me.incarnation.0.saturating_sub(1)))?;
+            recovery.fence_earlier(&heartbeat.record())?;
             fencing.register(FencingKey::of(me))?;
         }
         heartbeat.peers().look()?;
@@ -325,7 +354,7 @@ impl Volume {
         if record.settled(Incarnation(record.incarnation.0.saturating_sub(1))) {
             return Ok(());
         }
-        log::warn!("the last life of this host ended without leaving; recovering it");
+        log::warn!("the last life in this host's slot ended without leaving; recovering it");
         let replayed = recovery.replay(heartbeat.me().slot, record.settled_up_to)?;
         heartbeat.earlier_settled(replayed.net)?;
         log::warn!(

@@ -5,6 +5,8 @@
 
 #[path = "sim_cluster/chaos.rs"]
 mod chaos;
+#[path = "sim_cluster/claims.rs"]
+mod claims;
 #[path = "sim_cluster/counts.rs"]
 mod counts;
 #[path = "sim_cluster/crash.rs"]

@@ -121,7 +121,8 @@ impl SwapRecord for SlotRecord {
         Version { incarnation: self.incarnation, swaps: self.beat }
     }
 
-    /// A slot that was left can be claimed at once; one that was recovered only by its own host.
+    /// Another host lives in the slot and nothing of ours is outstanding: it left, as we wanted. (Or it was recovered
+    /// long after; then nothing is outstanding either.)
     fn proves(&self, ours: &Self) -> bool {
         ours.state == SlotState::Left
             && self.incarnation > ours.incarnation

@@ -16,16 +16,16 @@ use std::time::Duration;
 use super::{FsckError, Observer, Progress};
 use crate::ats::{Ats, AtsError, Image, Swapped};
 use crate::device::{BlockDevice, Fencing, FencingKey};
-use crate::heartbeat::{Claim, Heartbeat, HostIdentity, claim};
+use crate::heartbeat::{Claim, Heartbeat, HostIdentity, Waiting, claim};
 use crate::inspect::Volume;
 use crate::inspect::names::printable;
 use crate::inspect::watch::SlotWatch;
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::slot::{Durations, SlotState};
 use crate::lease::{Door, IoClass, Lease};
-use crate::recovery::Recovery;
+use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::{self, Instant};
-use crate::types::{Owner, SlotSet, Tenure};
+use crate::types::{Incarnation, Owner, SlotSet, Tenure};
 
 /// A volume that is ours alone.
 pub struct Maintenance {
@@ -49,7 +49,12 @@ pub fn enter(
     let ats = Arc::new(Ats::new(door, volume.id()));
     let hold_ms = u32::try_from(device.geometry().hold_time.as_millis()).unwrap_or(u32::MAX);
     let durations = Durations { hold_ms, ..volume.superblock.durations };
-    let Claim { me, image, issued } = claim(&ats, &geometry, host, durations, device.fencing().is_some())?;
+    let mut waiting = |waiting: &Waiting<'_>| {
+        let (done, of) = (waiting.so_far.as_millis() as u64, waiting.of.as_millis() as u64);
+        out.progress(Progress { pass: "waiting for a slot", done, of })
+    };
+    let fenced = device.fencing().is_some();
+    let Claim { me, image, issued } = claim(&ats, &geometry, host, durations, fenced, &mut waiting)?;
     let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
     let registered = device.fencing().map_or(Ok(()), |fencing| fencing.register(FencingKey::of(me)));
     let taken = registered.map_err(FsckError::from).and_then(|()| take_lock(&ats, volume, me));
@@ -111,6 +116,11 @@ fn take_lock(
     }
 }
 
+/// The life before this one.
+pub fn before(life: Incarnation) -> Incarnation {
+    Incarnation(life.0.saturating_sub(1))
+}
+
 impl Maintenance {
     pub fn me(&self) -> Owner {
         self.heartbeat.me()
@@ -147,6 +157,7 @@ impl Maintenance {
 
     /// Replays the journals of the dead. What can't be replayed is for the check to find.
     pub fn recover_the_dead(&self, volume: &Volume<'_>) -> Result<(), FsckError> {
+        self.recover_own()?;
         let beat = Duration::from_millis(u64::from(volume.superblock.durations.beat_ms));
         // Nothing moved for a full dead time; what is missing is a last look at it, and what that takes.
         let until = Instant::now() + 8 * beat;
@@ -161,6 +172,28 @@ impl Maintenance {
                 return Ok(());
             }
             rt::sleep(beat / 4);
+        }
+    }
+
+    /// What an earlier life of our own slot left: where no other was free, we took it over.
+    fn recover_own(&self) -> Result<(), FsckError> {
+        let record = self.heartbeat.record();
+        if record.settled(before(record.incarnation)) {
+            return Ok(());
+        }
+        let passing = |e: RecoveryError| match e {
+            RecoveryError::Ats(e) => e.into(),
+            RecoveryError::Device(e) => e.into(),
+            e => FsckError::Recovery(e),
+        };
+        self.recovery.fence_earlier(&record).map_err(passing)?;
+        match self.recovery.replay(self.me().slot, record.settled_up_to) {
+            Ok(replayed) => Ok(self.heartbeat.earlier_settled(replayed.net)?),
+            Err(RecoveryError::Unrecoverable { owner, reason }) => {
+                log::error!("the journal of {owner} can't be replayed: {reason}");
+                Ok(())
+            }
+            Err(e) => Err(passing(e)),
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::FsckError;
+use super::maintenance::before;
 use crate::device::BlockDevice;
 use crate::inspect::Volume;
 use crate::journal::{Ring, ScanError, scan};
@@ -53,6 +54,13 @@ pub fn look(
             Ok(record) if me.is_none_or(|me| me.slot != slot) && is_open(&record) => {
                 let given_up = record.state == SlotState::Unrecoverable;
                 look_at(&door, volume, slot, record.incarnation, record.settled_up_to, given_up, images)?
+            }
+            // We took the slot over from a life whose journal we could not replay.
+            Ok(record)
+                if me.is_some_and(|me| me.slot == slot) && !record.settled(before(record.incarnation)) =>
+            {
+                let life = before(record.incarnation);
+                look_at(&door, volume, slot, life, record.settled_up_to, true, images)?
             }
             _ => Pending::Settled,
         };

@@ -186,6 +186,9 @@ impl One<'_, '_> {
     /// What was committed and is not in place is lost; what the host held is free.
     fn give_up_journal(&self, slot: Slot) -> Result<(), PatchError> {
         self.empty_journal(slot)?;
+        if slot == self.maintenance.me().slot {
+            return self.maintenance.heartbeat.earlier_settled(None).map_err(of_ats);
+        }
         let at = self.volume.geometry().slot(slot);
         let image: Image<SlotRecord> = self.maintenance.ats.read(IoClass::Lock, at).map_err(of_ats)?;
         let mut to = image.record.clone();

@@ -56,6 +56,8 @@ impl SlotRecord {
             ("fencing_key", format!("{:#x}", self.fencing_key)),
             ("recoverer", owner_text(self.recoverer)),
             ("settled_up_to", self.settled_up_to.0.to_string()),
+            ("keyless", self.keyless.to_string()),
+            ("fenced_up_to", self.fenced_up_to.0.to_string()),
             ("net_blocks", self.net_blocks.to_string()),
             ("net_inodes", self.net_inodes.to_string()),
             ("wall_ns", self.wall_ns.to_string()),

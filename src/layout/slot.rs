@@ -64,6 +64,10 @@ pub struct SlotRecord {
     pub recoverer: Option<Owner>,
     /// Everything of this and earlier incarnations is recovered or left cleanly.
     pub settled_up_to: Incarnation,
+    /// One of the earlier incarnations that are not settled yet had no fencing key: no fence proves it silent.
+    pub keyless: bool,
+    /// The device refuses whatever may still come of this and earlier incarnations.
+    pub fenced_up_to: Incarnation,
     /// Blocks allocated minus blocks freed by all lives of this slot since mkfs.
     pub net_blocks: i64,
     /// Inodes allocated minus inodes freed, likewise.
@@ -73,6 +77,9 @@ pub struct SlotRecord {
     pub nonce: Nonce,
 }
 
+/// Lives of one slot that are looked after at once when none of them was settled.
+const MOST_UNSETTLED: u64 = 64;
+
 /// Longest host name kept, in bytes.
 pub const HOST_NAME_BYTES: usize = 64;
 
@@ -81,7 +88,7 @@ pub const HOST_NAME_BYTES: usize = 64;
 struct SlotDisk {
     /*000*/ header: Header,
     /*040*/ state: u8,
-    /*041*/ has_recoverer: u8,
+    /*041*/ flags: u8,
     /*042*/ recoverer_slot: U16,
     /*044*/ logical_block_bytes: U32,
     /*048*/ incarnation: U64,
@@ -103,9 +110,13 @@ struct SlotDisk {
     /*108*/ net_blocks: I64,
     /*110*/ net_inodes: I64,
     /*118*/ wall_ns: I64,
-    /*120*/ reserved: [u8; 224],
+    /*120*/ fenced_up_to: U64,
+    /*128*/ reserved: [u8; 216],
 }
 const _: () = assert!(size_of::<SlotDisk>() == RECORD_BYTES);
+
+const FLAG_RECOVERER: u8 = 1;
+const FLAG_KEYLESS: u8 = 2;
 
 impl SlotState {
     const ALL: [SlotState; 7] = [
@@ -150,6 +161,8 @@ impl SlotRecord {
             fencing_key: 0,
             recoverer: None,
             settled_up_to: Incarnation(0),
+            keyless: false,
+            fenced_up_to: Incarnation(0),
             net_blocks: 0,
             net_inodes: 0,
             wall_ns: 0,
@@ -170,7 +183,8 @@ impl SlotRecord {
         let disk = SlotDisk {
             header,
             state: self.state.code(),
-            has_recoverer: u8::from(self.recoverer.is_some()),
+            flags: if self.recoverer.is_some() { FLAG_RECOVERER } else { 0 }
+                | if self.keyless { FLAG_KEYLESS } else { 0 },
             recoverer_slot: U16::new(self.recoverer.map_or(0, |o| o.slot.0)),
             logical_block_bytes: U32::new(self.logical_block_bytes),
             incarnation: U64::new(self.incarnation.0),
@@ -192,7 +206,8 @@ impl SlotRecord {
             net_blocks: I64::new(self.net_blocks),
             net_inodes: I64::new(self.net_inodes),
             wall_ns: I64::new(self.wall_ns),
-            reserved: [0; 224],
+            fenced_up_to: U64::new(self.fenced_up_to.0),
+            reserved: [0; 216],
         };
         block[..RECORD_BYTES].copy_from_slice(disk.as_bytes());
         seal(&mut block[..RECORD_BYTES]);
@@ -219,7 +234,7 @@ impl SlotRecord {
         if claimed && (disk.dead_ms.get() == 0 || disk.lease_ms.get() >= disk.dead_ms.get()) {
             return Err(bad("dead_ms", disk.dead_ms.get().into()));
         }
-        let recoverer = match disk.has_recoverer {
+        let recoverer = match disk.flags & FLAG_RECOVERER {
             0 => None,
             _ if disk.recoverer_slot.get() >= MAX_SLOTS => {
                 return Err(bad("recoverer_slot", disk.recoverer_slot.get().into()));
@@ -252,6 +267,8 @@ impl SlotRecord {
             fencing_key: disk.fencing_key.get(),
             recoverer,
             settled_up_to: Incarnation(disk.settled_up_to.get()),
+            keyless: disk.flags & FLAG_KEYLESS != 0,
+            fenced_up_to: Incarnation(disk.fenced_up_to.get()),
             net_blocks: disk.net_blocks.get(),
             net_inodes: disk.net_inodes.get(),
             wall_ns: disk.wall_ns.get(),
@@ -262,6 +279,19 @@ impl SlotRecord {
     /// Has this incarnation been settled: left cleanly, or recovered? Its locks are then free.
     pub fn settled(&self, incarnation: Incarnation) -> bool {
         incarnation <= self.settled_up_to
+    }
+
+    /// The incarnations of which something may still be outstanding, the newest last.
+    pub fn unsettled(&self) -> impl DoubleEndedIterator<Item = Incarnation> {
+        // A volume on which so many begin and never end has other troubles; the oldest go first.
+        let newest = self.incarnation.0;
+        let first = self.settled_up_to.0.saturating_add(1).max(newest.saturating_sub(MOST_UNSETTLED));
+        (first..=newest).map(Incarnation)
+    }
+
+    /// Does the device refuse what may come of any life the slot had? Then nothing late can reach its journal.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced_up_to >= self.incarnation
     }
 
     /// Who lives here, if the slot is claimed by a host that has not ended its life itself.
@@ -289,6 +319,8 @@ mod tests {
         record.durations = Durations { beat_ms: 1000, lease_ms: 8000, dead_ms: 16000, hold_ms: 0 };
         record.recoverer = Some(Owner { slot: Slot(3), incarnation: Incarnation(5) });
         record.net_blocks = -4;
+        record.keyless = true;
+        record.fenced_up_to = Incarnation(3);
         record.encode(volume, &mut block);
         let back = SlotRecord::decode(&block, volume, BlockNo(20)).unwrap();
         assert!(record.host_name.starts_with(&back.host_name) && back.host_name.len() > 50);

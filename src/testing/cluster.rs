@@ -40,7 +40,7 @@ use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::superblock::Superblock;
 use crate::layout::{Block, RECORD_BYTES, zero_block};
 use crate::rt::sim::{SimRng, Simulation, kill_host, on_failure, on_host, spawn_on};
-use crate::rt::{HostTag, JoinHandle};
+use crate::rt::{HostTag, JoinHandle, random_u64};
 use crate::types::{BLOCK_BYTES, BlockNo, InodeNo};
 use crate::volume::{FencingMode, MountError, MountOptions, Volume};
 
@@ -102,6 +102,18 @@ pub struct Host {
     pub fs: Arc<dyn Operations>,
 }
 
+/// Who a simulated host is after its first boot.
+fn identity(tag: HostTag) -> HostIdentity {
+    HostIdentity {
+        name: format!("host{}", tag.0),
+        uuid: [tag.0 as u8 + 1; 16],
+        boot_id: [tag.0 as u8 + 100; 16],
+        pid: 1,
+        pid_namespace: 1,
+        is_gone: |_| true,
+    }
+}
+
 /// A running cluster. Made and used inside a simulation.
 pub struct Cluster {
     pub lun: SimLun,
@@ -150,17 +162,41 @@ impl Cluster {
         Ok(())
     }
 
-    fn mounting(&self, tag: HostTag) -> JoinHandle<Result<Arc<Volume>, MountError>> {
-        let device: Arc<dyn BlockDevice> = self.lun.attach(tag);
-        let host = HostIdentity {
-            name: format!("host{}", tag.0),
-            uuid: [tag.0 as u8 + 1; 16],
-            boot_id: [tag.0 as u8 + 100; 16],
-            pid: 1,
-            pid_namespace: 1,
-            is_gone: |_| true,
+    /// Several machines are switched on at once and mount, none of them knowing what became of its last boot.
+    pub fn switch_on(&mut self, tags: &[HostTag], fencing: FencingMode) -> Result<(), MountError> {
+        let mounting = self.switching_on(tags, fencing);
+        for (tag, thread) in tags.iter().zip(mounting) {
+            let volume = joined(thread)?;
+            self.add(*tag, volume);
+        }
+        Ok(())
+    }
+
+    /// The same, for who does not wait for it.
+    pub fn switching_on(
+        &self,
+        tags: &[HostTag],
+        fencing: FencingMode,
+    ) -> Vec<JoinHandle<Result<Arc<Volume>, MountError>>> {
+        let as_booted = |tag: &HostTag| {
+            let mut boot_id = [0; 16];
+            boot_id[..8].copy_from_slice(&random_u64().to_le_bytes());
+            self.mounting_as(*tag, HostIdentity { boot_id, ..identity(*tag) }, fencing)
         };
-        let fencing = FencingMode::Auto;
+        tags.iter().map(as_booted).collect()
+    }
+
+    fn mounting(&self, tag: HostTag) -> JoinHandle<Result<Arc<Volume>, MountError>> {
+        self.mounting_as(tag, identity(tag), FencingMode::Auto)
+    }
+
+    fn mounting_as(
+        &self,
+        tag: HostTag,
+        host: HostIdentity,
+        fencing: FencingMode,
+    ) -> JoinHandle<Result<Arc<Volume>, MountError>> {
+        let device: Arc<dyn BlockDevice> = self.lun.attach(tag);
         let options = MountOptions { host, read_only: false, cache_mib: 4, fencing };
         spawn_on(tag, "mount", move || Volume::mount(device, options))
     }

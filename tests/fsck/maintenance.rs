@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lunfs::device::BlockDevice;
+use lunfs::device::sim::SimLunOptions;
 use lunfs::fsck::finding::{Finding, Kind};
 use lunfs::fsck::repair::{Allow, repair};
 use lunfs::fsck::{FsckError, Observer, Progress};
+use lunfs::journal::Ring;
+use lunfs::layout::journal::JournalHeader;
 use lunfs::layout::lock::{LockMode, LockRecord};
 use lunfs::layout::slot::SlotState;
 use lunfs::rt::sim::{SimRng, Simulation, on_host, seeds, spawn_on};
@@ -96,6 +99,46 @@ fn what_a_dead_host_committed_is_judged_as_if_in_place_and_replayed_before_repai
             assert_eq!((repaired.report.errors, repaired.report.notes), (0, 0), "{told:#?}");
             assert_eq!(v.check().1, []);
             assert!(v.listing().contains_key("/dir/file39"));
+        });
+    }
+}
+
+#[test]
+fn where_every_slot_belongs_to_a_dead_host_a_repair_takes_one_over_and_replays_it() {
+    for seed in seeds(0..6) {
+        let (damaged, inodes) = (seed % 2 == 1, populated().inodes);
+        let formatted = Formatted::hasty_on(1, SimLunOptions::default());
+        Simulation::new(seed).run(move || {
+            let mut cluster = Cluster::start(&formatted, 1);
+            let root = cluster.root();
+            cluster.on(0, |fs| {
+                let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
+                for i in 0..10 {
+                    let name = format!("file{i}");
+                    fs.mknod(&cx(), dir, name.as_bytes(), libc::S_IFREG | 0o644, 0).map(drop).unwrap();
+                    fs.sync(&cx()).unwrap();
+                }
+            });
+            cluster.kill(0);
+            let (lun, superblock) = (cluster.lun.clone(), cluster.superblock.clone());
+            lun.clear_observer();
+            let v = Broken { lun, geometry: superblock.geometry, superblock, inodes };
+            let ring = Ring::of(&v.geometry, Slot(0));
+            if damaged {
+                let header =
+                    JournalHeader::decode(&v.get(ring.header), v.superblock.volume, ring.header, ring.blocks);
+                let first = ring.at(header.unwrap().tail_position);
+                v.lun.overwrite(first.offset_bytes(), &[0x5a; 4096]);
+            }
+            let (repaired, told) = v.repair(if damaged { Allow::Everything } else { Allow::Safe });
+            let named = told.iter().any(|f| f.kind == Kind::JournalDamaged);
+            assert_eq!(named, damaged, "{told:#?}");
+            assert_eq!((repaired.report.errors, repaired.report.notes), (0, 0), "{told:#?}");
+            assert_eq!(v.check().1, []);
+            assert_eq!(v.listing().contains_key("/dir/file9"), !damaged);
+            assert_eq!(v.slot_state(Slot(0)), SlotState::Left);
+            let host = mount(&v).unwrap();
+            on_host(HOST, || host.leave()).unwrap();
         });
     }
 }

@@ -48,9 +48,13 @@ impl Judge {
         let who = c.host;
         let lease = Duration::from_millis(after.durations.lease_ms.into());
         if after.incarnation != before.incarnation {
-            // A host that comes back takes its slot as its last life left it, and recovers that life first.
+            // A slot is taken as its last life left it, which is recovered first: by the same host, or by another one
+            // that waited.
+            let last = Owner { slot, incarnation: before.incarnation };
+            let of = notes.hosts.iter().find(|(tag, h)| **tag != who && h.me == last).map(|(_, h)| h);
+            let over = of.is_none_or(|h| !h.live || h.beats.iter().all(|(_, until)| *until <= c.issued));
             let back = matches!(before.state, SlotState::Live | SlotState::Withdrawn)
-                && before.host_uuid == after.host_uuid
+                && (before.host_uuid == after.host_uuid || over)
                 && before.settled_up_to == after.settled_up_to;
             let free =
                 back || matches!(before.state, SlotState::Free | SlotState::Left | SlotState::Recovered);
@@ -107,6 +111,11 @@ impl Judge {
                 host.live = false;
             }
             SlotState::Withdrawn => host.live = false,
+            SlotState::Unrecoverable => {
+                let open = after.unsettled().count() > 1;
+                assert!(open, "check 2: {who} gives {slot:?} up, where nothing of an earlier life is open");
+                host.live = false;
+            }
             other => panic!("check 2: {who} puts its own slot into state {other:?}"),
         }
     }
