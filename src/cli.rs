@@ -23,6 +23,7 @@ pub mod mount;
 pub mod mount_options;
 mod runtime_files;
 pub mod scene;
+mod slot_wait;
 pub mod stats_socket;
 pub mod status;
 mod umount;

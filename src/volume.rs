@@ -27,7 +27,8 @@ use crate::device::{AlignedBuf, BlockDevice, DeviceError, FencingKey};
 use crate::durations::dead_after;
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fs::{Fs, Parts};
-use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, Waiting, claim};
+pub use crate::heartbeat::Waiting;
+use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
 use crate::journal::Journal;
 use crate::layout::cluster::{ClusterHeader, ClusterMap};
 use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geometry, inode_of_lock};
@@ -93,8 +94,6 @@ const COMMIT_AGE: Duration = Duration::from_secs(4);
 const MOST_LOCKS: usize = 256 << 10;
 /// How often a host that withdraws looks whether its changes are over.
 const WITHDRAW_POLL: Duration = Duration::from_millis(10);
-/// How often a mount that waits for a slot says so.
-const SAY_WAITING: Duration = Duration::from_secs(10);
 const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
 /// Other slots' orphan lists are looked through this often.
 const SWEEP_PERIOD: Duration = Duration::from_secs(120);
@@ -152,8 +151,17 @@ pub fn read_superblock(device: &dyn BlockDevice, read_only: bool) -> Result<Supe
 impl Volume {
     /// Mounts the volume on `device` for one host. Returns when operations can be served.
     pub fn mount(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Arc<Volume>, MountError> {
+        Self::mount_patiently(device, options, &mut |_| true)
+    }
+
+    /// The same, for somebody who is told while no slot can be had, and may give it up.
+    pub fn mount_patiently(
+        device: Arc<dyn BlockDevice>,
+        options: MountOptions,
+        waiting: &mut dyn FnMut(&Waiting<'_>) -> bool,
+    ) -> Result<Arc<Volume>, MountError> {
         loop {
-            match Self::mount_in_a_slot(&device, &options) {
+            match Self::mount_in_a_slot(&device, &options, waiting) {
                 // Its slot says so and is claimed by nobody: the next one may do. Ends, for there are not many.
                 Err(MountError::Recovery(e @ RecoveryError::Unrecoverable { .. })) => {
                     log::error!("{e}; what it held gives errors until fsck.lunfs has repaired it");
@@ -166,6 +174,7 @@ impl Volume {
     fn mount_in_a_slot(
         device: &Arc<dyn BlockDevice>,
         options: &MountOptions,
+        waiting: &mut dyn FnMut(&Waiting<'_>) -> bool,
     ) -> Result<Arc<Volume>, MountError> {
         let superblock = read_superblock(&**device, options.read_only)?;
         let geometry = superblock.geometry;
@@ -178,16 +187,7 @@ impl Volume {
         if options.fencing == FencingMode::Required && !fenced {
             return Err(MountError::NoFencing);
         }
-        let mut said: Option<Instant> = None;
-        let mut waiting = |waiting: &Waiting<'_>| {
-            if said.is_none_or(|at| at.elapsed() >= SAY_WAITING) {
-                said = Some(Instant::now());
-                log::warn!("{waiting}");
-            }
-            true
-        };
-        let Claim { me, image, issued } =
-            claim(&ats, &geometry, &options.host, durations, fenced, &mut waiting)?;
+        let Claim { me, image, issued } = claim(&ats, &geometry, &options.host, durations, fenced, waiting)?;
         let heartbeat = Heartbeat::start(ats.clone(), geometry, me, image, issued);
         let mounted = Self::mount_claimed(superblock, door, ats, heartbeat.clone(), &**device, options);
         let left = match &mounted {

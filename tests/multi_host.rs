@@ -40,6 +40,8 @@ mod names;
 mod processes;
 #[path = "multi_host/races.rs"]
 mod races;
+#[path = "multi_host/slots.rs"]
+mod slots;
 #[path = "multi_host/space.rs"]
 mod space;
 #[path = "multi_host/turns.rs"]

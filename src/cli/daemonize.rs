@@ -11,6 +11,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::{EXIT_SYSTEM, Failure};
 
 /// First byte of the daemon's word.
@@ -70,6 +72,15 @@ impl ReadyPipe {
 
     pub(super) fn is_daemon(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Does anybody wait for our word, or is there nobody who could?
+    pub(super) fn is_awaited(&self) -> bool {
+        let Some(pipe) = &self.0 else { return true };
+        // The writing end of a pipe without a reader shows an error.
+        let mut ends = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+        poll(&mut ends, PollTimeout::ZERO).is_err()
+            || ends[0].revents().is_none_or(|seen| !seen.contains(PollFlags::POLLERR))
     }
 
     /// Says that the filesystem serves. An error: nobody listens any more.

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use signal_hook::iterator::Signals;
 use super::daemonize::{self, ReadyPipe};
 use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
+use super::slot_wait::SlotWait;
 use super::stats_socket::{self, Source};
 use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, guard, logging};
 use crate::device::open::{OpenOptions, open_device};
@@ -135,7 +137,11 @@ impl MountedVolume for Volume {
 }
 
 /// The one place that joins this command to the volume layer.
-fn open_volume(args: &Args, request: &VolumeRequest<'_>) -> Result<Arc<dyn MountedVolume>, Failure> {
+fn open_volume(
+    args: &Args,
+    request: &VolumeRequest<'_>,
+    wait: &mut SlotWait<'_>,
+) -> Result<Arc<dyn MountedVolume>, Failure> {
     if args.memfs {
         let volume = MemVolume::new();
         if let Some(socket) = &args.memfs_control {
@@ -154,7 +160,8 @@ fn open_volume(args: &Args, request: &VolumeRequest<'_>) -> Result<Arc<dyn Mount
         cache_mib: request.options.cache_mib.unwrap_or(DEFAULT_CACHE_MIB),
         fencing: request.options.fencing,
     };
-    let volume = Volume::mount(opened, choices).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
+    let volume = Volume::mount_patiently(opened, choices, &mut |waiting| wait.go_on(waiting))
+        .map_err(|e| Failure::mount(format!("{device}: {e}")))?;
     Ok(volume)
 }
 
@@ -230,7 +237,7 @@ fn serve(args: &Args, options: &MountOptions, mut ready: ReadyPipe) -> ExitCode 
     if let Some(message) = log_failure {
         return ready.failed(&Failure::system(message));
     }
-    let mounted = match Mounted::make(args, options, ready.is_daemon()) {
+    let mounted = match Mounted::make(args, options, &ready) {
         Ok(mounted) => mounted,
         Err(failure) => {
             log::error!("{}", failure.one_line());
@@ -258,11 +265,11 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn make(args: &Args, options: &MountOptions, is_daemon: bool) -> Result<Mounted, Failure> {
+    fn make(args: &Args, options: &MountOptions, ready: &ReadyPipe) -> Result<Mounted, Failure> {
         raise_descriptor_limit();
         let begun = Instant::now();
         let events = EndEvents::new();
-        listen_to_signals(events.sender())?;
+        let signalled = listen_to_signals(events.sender())?;
         let mountpoint = check_mountpoint(args)?;
         let host = host_name(options)?;
         let identity = if args.memfs {
@@ -273,7 +280,8 @@ impl Mounted {
         let mut claim = Claim::take(&identity, &host)?;
         let keep = claim.duplicate().map_err(|e| Failure::system(e.to_string()))?;
         let request = VolumeRequest { device: &args.device, host_name: &host, options };
-        let volume = open_volume(args, &request)?;
+        let mut wait = SlotWait { ready, signalled, said: None };
+        let volume = open_volume(args, &request, &mut wait)?;
         let ended = events.sender();
         volume.on_end(Box::new(move |reason| {
             let _ = ended.send(EndReason::Lost(reason));
@@ -283,7 +291,7 @@ impl Mounted {
             threads: options.threads,
             pretend_old: options.kernel_old,
             max_background: options.max_background,
-            guard: guard::options(options.log.as_ref(), is_daemon, keep),
+            guard: guard::options(options.log.as_ref(), ready.is_daemon(), keep),
         };
         let started = Session::mount(session_options, volume.operations(), events).and_then(|mut session| {
             volume.attach_kernel(session.caches());
@@ -390,16 +398,20 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn listen_to_signals(end: Sender<EndReason>) -> Result<(), Failure> {
+/// Signals become events; true from the first one on.
+fn listen_to_signals(end: Sender<EndReason>) -> Result<Arc<AtomicBool>, Failure> {
     let fail = |e: std::io::Error| Failure::system(format!("cannot listen to signals: {e}"));
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(fail)?;
+    let seen = Arc::new(AtomicBool::new(false));
+    let signalled = seen.clone();
     crate::rt::try_spawn("lunfs-signals", move || {
         for signal in signals.forever() {
+            seen.store(true, Ordering::Relaxed);
             if end.send(EndReason::Signal(signal)).is_err() {
                 return;
             }
         }
     })
     .map_err(fail)?;
-    Ok(())
+    Ok(signalled)
 }

@@ -264,8 +264,12 @@ impl Cluster {
         });
     }
 
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(format!("log-{name}"))
+    }
+
     pub fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.temp.path().join(format!("log-{name}"))).unwrap_or_default()
+        std::fs::read_to_string(self.log_path(name)).unwrap_or_default()
     }
 
     /// The same path as each host sees it.
