@@ -103,6 +103,8 @@ struct History<R> {
 const TORN_TRIES: u32 = 3;
 /// Pause before a block is looked at again after an unknown outcome.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(5);
+/// Tries go on for so long while no lease says how long.
+const LEASELESS_PATIENCE: Duration = Duration::from_secs(20);
 /// A swap that is not decided is spoken of this often.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
@@ -262,7 +264,7 @@ impl Ats {
                         let (first, count) = history.unanswered.unwrap_or((issued, 0));
                         history.unanswered = Some((first, count + 1));
                     }
-                    if !self.may_repeat(e) {
+                    if !self.may_repeat(e, history.begun) {
                         return Err(e.clone().into());
                     }
                     if e.executed() == Executed::No {
@@ -275,7 +277,7 @@ impl Ats {
                     }
                 }
             }
-            let found = self.read_until_answered::<R>(class, at)?;
+            let found = self.read_until_answered::<R>(class, at, history.begun)?;
             if let Some(i) = history.tried.iter().position(|t| t.equals(&found)) {
                 let counter = &self.stats.own_had_landed;
                 counter.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
@@ -290,6 +292,9 @@ impl Ats {
             }
             // What we compared with: not decided. Go round with a new nonce.
             history.false_miscompares += u32::from(outcome.is_ok());
+            if !self.is_worth_while(history.begun) {
+                return Err(outcome.err().unwrap_or_else(|| self.never_true(at)).into());
+            }
             if Instant::now() >= history.say_next {
                 history.say_next = Instant::now() + SAY_EVERY;
                 let last = match &outcome {
@@ -380,26 +385,39 @@ impl Ats {
     /// Does our slot still say that we live? Asked only where the answer decides what a miscompare means.
     fn still_alive(&self, class: IoClass) -> bool {
         self.me.get().is_some_and(|me| {
-            let slot = self.read_until_answered::<SlotRecord>(class, me.slot_at).map(|image| image.record);
+            let slot = self
+                .read_until_answered::<SlotRecord>(class, me.slot_at, Instant::now())
+                .map(|image| image.record);
             slot.is_ok_and(|r| r.state == SlotState::Live && r.incarnation == me.owner.incarnation)
         })
     }
 
-    /// Is a command worth repeating after this error? Within the lease a device may come back; without a
-    /// lease yet, the caller decides.
-    fn may_repeat(&self, e: &DeviceError) -> bool {
+    /// Is a command worth repeating after this error?
+    fn may_repeat(&self, e: &DeviceError, begun: Instant) -> bool {
         let passing = matches!(e, DeviceError::Io { .. } | DeviceError::TimedOut { .. });
-        passing
-            && (e.executed() == Executed::Maybe
-                || matches!(self.door.lease().state(), LeaseState::Running { .. }))
+        passing && self.is_worth_while(begun)
+    }
+
+    /// Within the lease a device may come back, and the lease says for how long. Before and after it nobody else does:
+    /// a mount that begins finds a device that answers soon, and a host that gave up is recovered without its word.
+    fn is_worth_while(&self, begun: Instant) -> bool {
+        match self.door.lease().state() {
+            LeaseState::Running { .. } => true,
+            LeaseState::Unclaimed | LeaseState::Ended => begun.elapsed() < LEASELESS_PATIENCE,
+        }
     }
 
     /// Reads until an answer comes or the lease ends: without one nothing can be decided.
-    fn read_until_answered<R: SwapRecord>(&self, class: IoClass, at: BlockNo) -> Result<Image<R>, AtsError> {
+    fn read_until_answered<R: SwapRecord>(
+        &self,
+        class: IoClass,
+        at: BlockNo,
+        begun: Instant,
+    ) -> Result<Image<R>, AtsError> {
         let mut say_next = Instant::now() + SAY_EVERY;
         loop {
             match self.read_unreported(class, at) {
-                Err(AtsError::Device(e)) if self.may_repeat(&e) => {
+                Err(AtsError::Device(e)) if self.may_repeat(&e, begun) => {
                     if Instant::now() >= say_next {
                         say_next = Instant::now() + SAY_EVERY;
                         log::warn!("what became of a swap of block {at} can't be read: {e}; trying again");
@@ -408,6 +426,18 @@ impl Ats {
                 }
                 other => return other,
             }
+        }
+    }
+
+    /// Why a swap was given up that the device never answered truly.
+    fn never_true(&self, at: BlockNo) -> DeviceError {
+        let text =
+            "each compare-and-write is answered \"miscompare\", though the block holds what it compares with";
+        DeviceError::Io {
+            op: "compare-and-write",
+            offset_bytes: at.offset_bytes(),
+            executed: Executed::Maybe,
+            source: Arc::new(std::io::Error::other(text)),
         }
     }
 

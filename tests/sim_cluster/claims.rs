@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lunfs::device::sim::{Keep, SimLunOptions};
+use lunfs::device::sim::{CommandKind, Fault, FaultRule, Keep, SimLunOptions};
 use lunfs::durations::{dead_after, quarantine_after};
 use lunfs::fs::api::{FsError, Operations};
 use lunfs::heartbeat::ClaimError;
@@ -270,6 +270,39 @@ fn a_host_that_stands_still_for_less_than_its_lease_keeps_its_slot() {
             let refused = joined(mounting).map(drop).unwrap_err();
             assert!(matches!(refused, MountError::Claim(ClaimError::SameHost { .. })), "{refused}");
             cluster.on(0, |fs| fs.mkdir(&cx(), fs.root(), b"d", 0o755).map(drop)).unwrap();
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn a_device_that_refuses_for_a_moment_refuses_no_mount() {
+    // A unit attention or BUSY meets the very first swap, before there is a lease.
+    for seed in seeds(0..6) {
+        let volume = full(seed, 2, false);
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let mut cluster = Cluster::start(&volume, 1);
+            let rule = FaultRule::next_of(Fault::Refused, HostTag(7), CommandKind::CompareAndWrite);
+            cluster.lun.inject(FaultRule { count: 1 + seed as u32 % 3, ..rule });
+            cluster.join(HostTag(7)).unwrap();
+            cluster.finish();
+        });
+    }
+}
+
+#[test]
+fn a_device_that_never_answers_truly_ends_a_mount() {
+    for fault in [Fault::FalseMiscompare, Fault::NeverExecuted, Fault::Refused] {
+        let volume = full(0, 2, false);
+        Simulation::new(1).max_time(LONG).run(move || {
+            let mut cluster = Cluster::start(&volume, 1);
+            let rule = FaultRule::next_of(fault, HostTag(7), CommandKind::CompareAndWrite);
+            cluster.lun.inject(FaultRule { count: u32::MAX, ..rule });
+            let begun = sim::now().unwrap();
+            let refused = cluster.join(HostTag(7)).unwrap_err();
+            let took = sim::now().unwrap() - begun;
+            assert!(matches!(refused, MountError::Claim(ClaimError::Ats(_))), "{refused}");
+            assert!(took < Duration::from_secs(45), "{fault:?}: {took:?}");
             cluster.finish();
         });
     }

@@ -6,12 +6,14 @@ use std::time::Duration;
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::Operations;
 use lunfs::layout::slot::SlotState;
+use lunfs::rt::HostTag;
 use lunfs::rt::sim::{self, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
 use lunfs::types::InodeNo;
 use lunfs::{rt, types::BlockNo};
 
 use super::model::{LONG, volumes};
+use super::recovery::settled;
 
 /// Far below the dead time of the profile in use.
 const AT_ONCE: Duration = Duration::from_secs(4);
@@ -166,6 +168,46 @@ fn with_a_late_write_under_way_the_others_wait_for_it() {
             });
             cluster.lun.clear_faults();
             drop(cluster.hosts.remove(0));
+            cluster.finish();
+        });
+    }
+}
+
+/// Its slot can't be changed any more, because each compare-and-write there is answered falsely: it gives up telling
+/// and ends, though nobody recovers it meanwhile.
+#[test]
+fn a_host_that_can_not_say_that_it_withdraws() {
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let mut cluster = Cluster::start(volume, 1);
+            cluster.may_end(0);
+            let root = cluster.root();
+            let dir = cluster.on(0, |fs| {
+                let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
+                file(fs, dir, b"durable", b"kept");
+                dir
+            });
+            let slot = cluster.hosts[0].volume.heartbeat().record().address;
+            let tag = cluster.hosts[0].tag;
+            let rule = FaultRule::next_of(Fault::FalseMiscompare, tag, CommandKind::CompareAndWrite);
+            let bytes = slot.offset_bytes()..slot.offset_bytes() + 4096;
+            cluster.lun.inject(FaultRule { bytes: Some(bytes), count: u32::MAX, ..rule });
+            let (first, blocks) = journal(&cluster, 0);
+            failing(&cluster, 0, CommandKind::Write, first, blocks);
+            cluster.on(0, |fs| never_durable(fs, dir));
+            let gone = cluster.hosts.remove(0);
+            let begun = sim::now().unwrap();
+            // What the process does before it ends.
+            drop(sim::on_host(tag, || gone.volume.leave()));
+            let took = sim::now().unwrap() - begun;
+            assert!(took < Duration::from_secs(60), "it took {took:?} to end");
+            drop(gone);
+            cluster.lun.clear_faults();
+            cluster.join(HostTag(1)).unwrap();
+            let found = cluster.on(0, |fs| fs.lookup(&cx(), dir, b"durable").map(drop));
+            found.unwrap();
+            settled(&cluster);
             cluster.finish();
         });
     }
