@@ -35,7 +35,7 @@ use crate::layout::superblock::Superblock;
 use crate::layout::{Nonce, RECORD_BYTES};
 use crate::rt::HostTag;
 use crate::store::HitCheck;
-use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Owner, Slot, VolumeId};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Incarnation, Owner, Slot, VolumeId};
 
 /// What a block is for, by its address alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +69,8 @@ pub(super) struct Notes {
     pub nonces: HashSet<[u8; 16]>,
     /// Locks that a recoverer swapped, as nobody has since: it may replay under them.
     pub pinned: BTreeMap<BlockNo, Owner>,
+    /// Share bits of locks, and the last lives that got them.
+    pub shares: BTreeMap<(BlockNo, Slot), Incarnation>,
     /// Commands judged, and those that changed a lock.
     pub judged: u64,
     pub swaps: u64,

@@ -7,7 +7,7 @@ use super::{Judge, Notes};
 use crate::device::sim::Executed;
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::slot::SlotState;
-use crate::types::{Owner, Slot, SlotSet, Tenure};
+use crate::types::{BlockNo, Owner, Slot, SlotSet, Tenure};
 
 impl Judge {
     pub(super) fn judge_lock(
@@ -21,7 +21,7 @@ impl Judge {
         let Some(me) = notes.hosts.get(&who).map(|h| h.me) else {
             panic!("check 2: {who} swaps the lock at {} without a slot", before.address);
         };
-        if let Err(what) = self.judge_swap(me, before, after) {
+        if let Err(what) = self.judge_swap(notes, me, before, after) {
             panic!(
                 "check 2: {who} ({me}) swaps the {} lock at {}: {what}\n  before {before:?}\n  after  {after:?}",
                 before.kind.name(),
@@ -34,9 +34,35 @@ impl Judge {
             }
             _ => drop(notes.pinned.remove(&before.address)),
         }
+        self.note_shares(notes, me, before, after);
     }
 
-    fn judge_swap(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
+    /// Whose shares are these? A life's own swap makes its bit a share of its own, and so does a grant by name. Never
+    /// forgotten: a power cut can bring a bit back.
+    fn note_shares(&self, notes: &mut Notes, me: Owner, before: &LockRecord, after: &LockRecord) {
+        let shares = |slot: Slot| after.mode == LockMode::Shared && after.sharers.contains(slot);
+        let granted = after.next.filter(|next| !before.sharers.contains(next.slot));
+        for owner in granted.into_iter().chain([me]).filter(|owner| shares(owner.slot)) {
+            notes.shares.insert((after.address, owner.slot), owner.incarnation);
+        }
+    }
+
+    /// Nobody relies on this bit: the life that it was of is settled, though the slot's next one may have begun since
+    /// the swap was issued. That one has no share before a swap of its own, which would have met this one.
+    fn is_void_share(&self, notes: &Notes, lock: BlockNo, slot: Slot) -> bool {
+        match notes.shares.get(&(lock, slot)) {
+            Some(life) => self.slot_on_lun(slot).is_some_and(|r| r.settled(*life)),
+            None => self.is_empty_slot(slot),
+        }
+    }
+
+    fn judge_swap(
+        &self,
+        notes: &Notes,
+        me: Owner,
+        before: &LockRecord,
+        after: &LockRecord,
+    ) -> Result<(), &'static str> {
         let rule = |holds: bool, text| if holds { Ok(()) } else { Err(text) };
         rule(after.kind == before.kind, "it becomes another kind")?;
         rule(after.swap_counter == before.swap_counter + 1, "the swap counter does not rise by one")?;
@@ -68,7 +94,7 @@ impl Judge {
                 self.by_taker(me, after)
             }
             LockMode::Free => self.by_taker(me, after),
-            LockMode::Shared => self.by_sharer(me, before, after),
+            LockMode::Shared => self.by_sharer(notes, me, before, after),
         }
     }
 
@@ -98,25 +124,32 @@ impl Judge {
         }
     }
 
-    fn by_sharer(&self, me: Owner, before: &LockRecord, after: &LockRecord) -> Result<(), &'static str> {
+    fn by_sharer(
+        &self,
+        notes: &Notes,
+        me: Owner,
+        before: &LockRecord,
+        after: &LockRecord,
+    ) -> Result<(), &'static str> {
+        let is_void = |slot| self.is_void_share(notes, before.address, slot);
         let others = before.sharers.without(me.slot);
         match after.mode {
             LockMode::Exclusive { owner, .. } if owner == me => {
-                match others.iter().all(|slot| self.is_empty_slot(slot)) {
+                match others.iter().all(|slot| is_void(slot)) {
                     true => Ok(()),
                     false => Err("taken exclusively while others share it"),
                 }
             }
             LockMode::Exclusive { owner, .. } => {
                 let rest = others.without(owner.slot);
-                match before.sharers.contains(me.slot) && rest.iter().all(|slot| self.is_empty_slot(slot)) {
+                match before.sharers.contains(me.slot) && rest.iter().all(|slot| is_void(slot)) {
                     true => Ok(()),
                     false => Err("given away exclusively while others share it, or by one who does not"),
                 }
             }
             LockMode::Shared if after.sharers.without(me.slot) == others => Ok(()),
             LockMode::Shared => Err("another host's share bit changes"),
-            LockMode::Free if others.iter().all(|slot| self.is_empty_slot(slot)) => Ok(()),
+            LockMode::Free if others.iter().all(|slot| is_void(slot)) => Ok(()),
             LockMode::Free => Err("made free while others share it"),
         }
     }
