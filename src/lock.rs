@@ -376,6 +376,11 @@ impl LockManager {
             self.demand.withdraw(id.at);
             self.stats.waits.fetch_add(1, Ordering::Relaxed);
             self.stats.wait_ns.fetch_add(wait.begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            state.wished = false;
+        } else if state.wished && state.queued == 0 && state.polled_for.is_none() {
+            // A wish that went with the lock when we gave it away, for threads that then asked nobody.
+            state.wished = false;
+            self.demand.withdraw(id.at);
         }
         result?;
         state.enter(access);

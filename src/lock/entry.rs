@@ -65,6 +65,8 @@ pub(super) struct State {
     /// Threads that wait because the lock is leaving or busy, and the strongest mode among them.
     pub queued: u32,
     pub queued_mode: Option<Mode>,
+    /// A wish of ours was posted when the lock was given away while threads of ours waited.
+    pub wished: bool,
     /// Others who asked.
     pub wanted: Vec<Wanted>,
     pub giving: bool,

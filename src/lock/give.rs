@@ -274,6 +274,7 @@ impl LockManager {
         if let Some(mode) = own_wait {
             // Threads of ours wait behind this: say so in the image and save everybody two rings.
             let want = if mode == Mode::Exclusive { Want::Exclusive } else { Want::Shared };
+            entry.state.lock().wished = true;
             self.demand.post(id.at, want, image.record.swap_counter)?;
         } else {
             self.demand.clear_served(id.at)?;

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
+use lunfs::fs::api::FsError;
+use lunfs::layout::demand::RequestBlock;
 use lunfs::layout::geometry::lock_of_inode;
 use lunfs::layout::lock::LockMode;
 use lunfs::rt;
-use lunfs::rt::sim::{Simulation, seeds};
+use lunfs::rt::sim::{SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::types::{SlotSet, Tenure};
 
-use super::model::{LONG, volumes};
+use super::model::{LONG, run, variant, volumes};
 use super::planted::swap_lock;
 
 const MS: Duration = Duration::from_millis(1);
@@ -67,6 +69,46 @@ fn a_grant_that_nobody_waits_for_is_passed_on() {
             let reader = cluster.spawn(2, "reader", move |fs| fs.getattr(&cx(), root).map(drop));
             joined(reader).unwrap();
             cluster.finish();
+        });
+    }
+}
+
+/// What stands in a request block is believed: while `next` asks, nobody jumps the queue, and if the one before it died,
+/// everybody would wait for a host that wants nothing.
+#[test]
+fn no_wish_outlives_its_wait() {
+    for seed in seeds(0..12) {
+        let (formatted, faults) = variant(seed);
+        run(seed, formatted, faults, 3, move |cluster| {
+            let root = cluster.root();
+            let workers: Vec<_> = (0..9)
+                .map(|number: usize| {
+                    cluster.spawn(number % 3, "worker", move |fs| {
+                        let mut rng = SimRng::new(seed, number as u64 + 95);
+                        for n in 0..20 {
+                            let name = format!("{number}-{n}");
+                            let done = match rng.below(3) {
+                                0 => {
+                                    fs.mknod(&cx(), root, name.as_bytes(), libc::S_IFREG | 0o644, 0).map(drop)
+                                }
+                                1 => fs.getattr(&cx(), root).map(drop),
+                                _ => fs.lookup(&cx(), root, b"none").map(drop),
+                            };
+                            assert!(!matches!(done, Err(FsError::Io(_))), "{done:?}");
+                            rt::sleep(Duration::from_micros(rng.below(4000)));
+                        }
+                    })
+                })
+                .collect();
+            workers.into_iter().for_each(joined);
+            // Ended wishes go within a second.
+            rt::sleep(3000 * MS);
+            let g = cluster.superblock.geometry;
+            for slot in g.all_slots() {
+                let at = g.request(slot);
+                let block = RequestBlock::decode(&cluster.block(at), cluster.superblock.volume, at).unwrap();
+                assert!(block.requests.is_empty(), "{slot:?} still wants {:?}", block.requests);
+            }
         });
     }
 }
