@@ -53,7 +53,7 @@ pub struct Demand {
     woken: Condvar,
     sink: OnceLock<Weak<super::LockManager>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// When the thread last looked at the doorbell, in nanoseconds of the runtime's clock since `origin`.
+    /// When the thread last read the doorbell or all requests, in nanoseconds of the runtime's clock since `origin`.
     last_look_ns: AtomicU64,
     origin: Instant,
 }
@@ -113,6 +113,13 @@ impl Demand {
     pub fn last_look(&self) -> Duration {
         let now = Instant::now().saturating_duration_since(self.origin).as_nanos() as u64;
         Duration::from_nanos(now.saturating_sub(self.last_look_ns.load(Ordering::Relaxed)))
+    }
+
+    /// The doorbell, or all requests, were really read: a look that failed hears nobody, and the beat must not vouch
+    /// for it.
+    fn looked(&self) {
+        let now = Instant::now().saturating_duration_since(self.origin).as_nanos() as u64;
+        self.last_look_ns.store(now, Ordering::Relaxed);
     }
 
     /// Writes a wish into our request block, unless it stands there already.
@@ -260,9 +267,15 @@ impl Demand {
                 std::mem::take(&mut wake.look_at)
             };
             let ringers = match self.answer_doorbell() {
-                Ok(ringers) => ringers,
+                Ok(ringers) => {
+                    self.looked();
+                    ringers
+                }
                 // Said and counted by `ats`; the net goes on.
-                Err(AtsError::Damaged(_)) => SlotSet::EMPTY,
+                Err(AtsError::Damaged(_)) => {
+                    self.looked();
+                    SlotSet::EMPTY
+                }
                 Err(e) => {
                     if !self.ats.door().lease().allows() {
                         return;
@@ -272,8 +285,6 @@ impl Demand {
                 }
             };
             let now = Instant::now();
-            self.last_look_ns
-                .store(now.saturating_duration_since(self.origin).as_nanos() as u64, Ordering::Relaxed);
             let asked = ringers.union(look_at);
             if !asked.is_empty() {
                 last_asked = now;
@@ -287,8 +298,9 @@ impl Demand {
             }
             if now >= next_net {
                 next_net = now + NET_PERIOD;
-                if let Err(e) = self.net() {
-                    log::warn!("reading the requests of all hosts: {e}");
+                match self.net() {
+                    Ok(()) => self.looked(),
+                    Err(e) => log::warn!("reading the requests of all hosts: {e}"),
                 }
             }
             let busy = last_asked.elapsed() < BUSY_FOR;
