@@ -453,6 +453,9 @@ impl Allocator {
                 wrong = Some(AllocError::FreeTwice { at });
             } else {
                 c.inodes &= !bit;
+                if c.inodes == 0 && is_planted(Bug::GroupsGivenBack) {
+                    (c.group, c.used) = (0, U16::ZERO);
+                }
             }
         })?;
         if let Some(wrong) = wrong {

@@ -147,7 +147,8 @@ impl Ats {
     pub fn fresh_nonce(&self) -> Nonce {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.nonce_seed.to_le_bytes());
-        let count = self.nonce_counter.fetch_add(1, Ordering::Relaxed);
+        let step = u64::from(!is_planted(Bug::NonceRepeats));
+        let count = self.nonce_counter.fetch_add(step, Ordering::Relaxed);
         bytes[8..].copy_from_slice(&count.to_le_bytes());
         Nonce(bytes)
     }

@@ -31,6 +31,7 @@ use crate::layout::geometry::{Geometry, inode_of_lock};
 use crate::layout::inode::Timestamp;
 use crate::layout::superblock::Superblock;
 use crate::lock::{Demand, LockId, LockManager, Mode, Usage};
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Mutex};
 use crate::store::Store;
 use crate::types::{InodeNo, VolumeId};
@@ -137,14 +138,14 @@ impl Fs {
     /// since a page of a shared mapping is dirtied without any request.
     fn mode_for(&self, ino: InodeNo, mode: Mode) -> Mode {
         let writable = self.opens.lock().get(&ino).is_some_and(|o| o.writers > 0);
-        if writable { Mode::Exclusive } else { mode }
+        if writable && !is_planted(Bug::WritableOpensShared) { Mode::Exclusive } else { mode }
     }
 
     /// How an inode is used here, by its lock.
     pub fn usage(&self, lock: LockId) -> Usage {
         let opens = self.opens.lock();
         let o = opens.get(&inode_of_lock(lock.at)).copied().unwrap_or_default();
-        Usage { open: o.all > 0, writable: o.writers > 0 }
+        Usage { open: o.all > 0, writable: o.writers > 0 && !is_planted(Bug::WritableOpensShared) }
     }
 
     /// Was the inode used as a directory on this host?

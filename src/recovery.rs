@@ -113,6 +113,7 @@ impl Recovery {
         };
         if let Some(by) = seen.recoverer.filter(|by| seen.state == SlotState::Recovering && *by != self.me)
             && !matches!(peers.liveness(by), Liveness::Settled | Liveness::Lost)
+            && !is_planted(Bug::RecoveryTakenOver)
         {
             // It lives; or it is dead, and what it was putting in place may still come: it is recovered itself
             // first, fenced where that can be. Each in a chain of marks died later than the one it marked, so
@@ -216,6 +217,9 @@ impl Recovery {
         let (Some(fencing), Some(slot)) = (self.ats.door().fencing(), self.slot(seen.address)) else {
             return Ok(false);
         };
+        if is_planted(Bug::NotFenced) {
+            return Ok(false);
+        }
         for incarnation in seen.unsettled() {
             fencing.fence(FencingKey::of(Owner { slot, incarnation }))?;
         }
@@ -252,6 +256,7 @@ impl Recovery {
         let scanned = match scan(self.ats.door(), self.ats.volume(), ring) {
             Ok(scanned) => scanned,
             Err(ScanError::Device(e)) => return Err(e.into()),
+            Err(_) if is_planted(Bug::DamagedJournalSkipped) => return Ok(Replayed::default()),
             Err(e) => {
                 let owner = Owner { slot, incarnation: settled_up_to };
                 return Err(RecoveryError::Unrecoverable { owner, reason: e.to_string() });

@@ -19,6 +19,7 @@ pub use plan::{Plan, Planned};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -120,6 +121,7 @@ pub struct Store {
     /// The most ring blocks of one transaction.
     limit: usize,
     hit_check: OnceLock<HitCheck>,
+    commit_each: AtomicBool,
 }
 
 impl Store {
@@ -150,12 +152,19 @@ impl Store {
             io: Mutex::new(journal),
             limit,
             hit_check: OnceLock::new(),
+            commit_each: AtomicBool::new(false),
         }
     }
 
     /// Compares every block served from the cache with the disk, from now on.
     pub fn set_hit_check(&self, check: HitCheck) {
         let _ = self.hit_check.set(check);
+    }
+
+    /// Commits every operation at once, from now on: tests of long work want each of its steps to be durable by
+    /// itself, as it is when a commit happens to fall between two.
+    pub fn commit_each_step(&self) {
+        self.commit_each.store(true, Ordering::Relaxed);
     }
 
     pub fn volume(&self) -> VolumeId {
@@ -287,6 +296,10 @@ impl Store {
         for at in planned.dropped {
             state.clean.pop(&at);
         }
+        drop(state);
+        if self.commit_each.load(Ordering::Relaxed) {
+            self.commit(id)?;
+        }
         Ok(id)
     }
 
@@ -368,8 +381,8 @@ impl Store {
             .iter()
             .map(|(at, (lock, tenure))| record(RecordKind::Revoke, *at, *lock, *tenure))
             .collect();
-        let net_blocks = self.published.net_blocks.load(std::sync::atomic::Ordering::Relaxed);
-        let net_inodes = self.published.net_inodes.load(std::sync::atomic::Ordering::Relaxed);
+        let net_blocks = self.published.net_blocks.load(Ordering::Relaxed);
+        let net_inodes = self.published.net_inodes.load(Ordering::Relaxed);
         let tx = Transaction {
             images,
             revokes,
@@ -387,7 +400,6 @@ impl Store {
         sealed: BTreeMap<BlockNo, Dirty>,
         sequence: Option<u64>,
     ) {
-        use std::sync::atomic::Ordering;
         {
             let mut state = self.state.lock();
             state.committing.clear();
@@ -482,7 +494,6 @@ impl Store {
 
     /// Blocks and inodes that this slot allocated since mkfs, transactions that are not durable yet included.
     pub fn net(&self) -> (i64, i64) {
-        use std::sync::atomic::Ordering;
         let state = self.state.lock();
         (
             self.published.net_blocks.load(Ordering::Relaxed)

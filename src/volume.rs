@@ -38,6 +38,7 @@ use crate::layout::superblock::{Superblock, SuperblockError};
 use crate::lease::{CommandCounts, Door, IoClass, Lease, LeaseState};
 use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward, Usage};
 use crate::recovery::{Recovery, RecoveryError};
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
 use crate::store::{Store, StoreError};
 use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo, Owner};
@@ -215,7 +216,9 @@ impl Volume {
         // After the claim, so that a fsck which took the lock before sees our slot move, and before anything is
         // written: nobody else ever holds this lock exclusively.
         let lock: Image<LockRecord> = ats.read(IoClass::Setup, geometry.volume_lock())?;
-        if let LockMode::Exclusive { owner, .. } = lock.record.mode {
+        if let LockMode::Exclusive { owner, .. } = lock.record.mode
+            && !is_planted(Bug::MaintenanceIgnored)
+        {
             return Err(MountError::Maintenance(owner));
         }
         let required = options.fencing == FencingMode::Required;
@@ -318,7 +321,7 @@ impl Volume {
                 if let Some(kernel) = steward.kernel.lock().clone() {
                     kernel.silence();
                 }
-                if lease.withdraws() {
+                if lease.withdraws() && !is_planted(Bug::WithdrawalNotTold) {
                     withdraw(&door, &heartbeat);
                 }
                 for hook in hooks.lock().drain(..) {

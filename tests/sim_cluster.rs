@@ -13,6 +13,8 @@ mod counts;
 mod crash;
 #[path = "sim_cluster/fencing.rs"]
 mod fencing;
+#[path = "sim_cluster/kernel.rs"]
+mod kernel;
 #[path = "sim_cluster/late_writes.rs"]
 mod late_writes;
 #[path = "sim_cluster/miscompare.rs"]
@@ -33,6 +35,8 @@ mod registers;
 mod revokes;
 #[path = "sim_cluster/rules.rs"]
 mod rules;
+#[path = "sim_cluster/scenes.rs"]
+mod scenes;
 #[path = "sim_cluster/space.rs"]
 mod space;
 #[path = "sim_cluster/together.rs"]

@@ -18,6 +18,8 @@ use crate::device::AlignedBuf;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::lease::IoClass;
 use crate::lock::{Access, Guard, Mode};
+use crate::rt;
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, InodeNo};
 
 /// The largest file: 64 TiB.
@@ -151,7 +153,7 @@ impl Fs {
                         if is_directory(body) { FsError::IsDirectory } else { FsError::Invalid }.into()
                     );
                 }
-                truncating = body.flags.get() & TRUNCATING != 0;
+                truncating = body.flags.get() & TRUNCATING != 0 && !is_planted(Bug::TruncationForgotten);
                 if truncating {
                     return Ok(());
                 }
@@ -379,7 +381,12 @@ impl Fs {
                     let space = self.room(op, ino, nodes + 1)?;
                     let found = self.alloc.blocks(&mut op.plan, &space, want, nodes);
                     let (place, got) = op.unless_full(&space, found)?;
-                    self.store.door().write(IoClass::Data, place, piece(at + got))?;
+                    if is_planted(Bug::DataBehindChange) {
+                        let (door, late) = (self.store.door().clone(), piece(at + got).to_vec());
+                        rt::spawn("late data", move || drop(door.write(IoClass::Data, place, &late)));
+                    } else {
+                        self.store.door().write(IoClass::Data, place, piece(at + got))?;
+                    }
                     let extent = Extent { logical: at, physical: place, blocks: got, unwritten: false };
                     self.map(op, guard, ino, &space, extent)?;
                     at += got;

@@ -24,6 +24,7 @@ use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
 use crate::lease::IoClass;
 use crate::lock::Guard;
 use crate::rt::Instant;
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES, InodeNo, Owner, Slot};
 
 /// A file of more extents than this is freed step by step.
@@ -131,6 +132,9 @@ impl Fs {
             return Err(FsError::WouldWait.into());
         }
         let dir = self.geometry.orphan_directory(me);
+        if open && is_planted(Bug::OrphansForgotten) {
+            return Ok(Some(Unnamed { ino, open }));
+        }
         let orphans = op.write_inode(dir)?;
         let level = op.dir_level(&orphans, dir)?;
         let need = Need { blocks: DirTree::insert_cost(level).allocations, inode: false };
@@ -310,7 +314,7 @@ impl Fs {
                 }
             }
         }
-        if !ask.is_empty() {
+        if !ask.is_empty() && !is_planted(Bug::OpenersNotAsked) {
             return Ok(Reap::Ask(ask));
         }
         if !self.is_small(op, &guard, ino)? {
@@ -328,6 +332,9 @@ impl Fs {
     pub fn sweep(&self) -> FsResult<()> {
         for slot in self.geometry.all_slots() {
             let mine = slot == self.locks.me().slot;
+            if !mine && is_planted(Bug::DeadListsUnswept) {
+                continue;
+            }
             let abandoned = self
                 .peers
                 .last_seen(slot)

@@ -17,6 +17,7 @@ use super::op::{Needs, Op, OpResult};
 use crate::alloc::Need;
 use crate::layout::inode::InodeDisk;
 use crate::lock::Guard;
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::InodeNo;
 
 /// Deeper than any path can be: a walk that is longer goes round in a circle.
@@ -50,9 +51,9 @@ impl Fs {
             return Err(FsError::Invalid);
         }
         let places = Places { from, name, to, new_name };
-        let mut orphan = None;
+        let (mut orphan, mut checked) = (None, false);
         let answer = self.run(cx, Needs::write(&[from, to]), |op| {
-            orphan = self.rename_once(op, places, exchange, keep)?;
+            orphan = self.rename_once(op, places, (exchange, keep), &mut checked)?;
             Ok(())
         })?;
         Ok(self.without_orphan(cx, answer, orphan))
@@ -62,8 +63,8 @@ impl Fs {
         &self,
         op: &mut Op<'_>,
         places: Places<'_>,
-        exchange: bool,
-        keep: bool,
+        (exchange, keep): (bool, bool),
+        checked: &mut bool,
     ) -> OpResult<Option<super::orphans::Unnamed>> {
         let Places { from, name, to, new_name } = places;
         let (src, dst) = (op.write_inode(from)?, op.write_inode(to)?);
@@ -80,11 +81,16 @@ impl Fs {
         let is_dir = |entry: &DirEntryRef| entry.target.kind == (libc::S_IFDIR >> 12) as u8;
         let changes_parent = from != to && (is_dir(&moved) || (exchange && over.is_some_and(|o| is_dir(&o))));
         if changes_parent {
-            op.take_rename_lock()?;
-            self.check_ancestors(op, moved.target.ino, to)?;
+            if !is_planted(Bug::MovesNotRevalidated) && !is_planted(Bug::RenameLockNotTaken) {
+                op.take_rename_lock()?;
+            }
+            if !*checked && !is_planted(Bug::AncestorsUnchecked) {
+                self.check_ancestors(op, moved.target.ino, to)?;
+            }
             if exchange && let Some(over) = over {
                 self.check_ancestors(op, over.target.ino, from)?;
             }
+            *checked = is_planted(Bug::MovesNotRevalidated);
         }
         let child = op.write_inode(moved.target.ino)?;
         let old = match over {

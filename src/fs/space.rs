@@ -14,6 +14,7 @@ use super::extents::{Extent, ExtentTree, Mapping, Run};
 use super::op::{Needs, Op, OpResult};
 use crate::device::AlignedBuf;
 use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES_U64, InodeNo};
 
 /// Flag of a body: extents behind the end of the file wait to be freed.
@@ -45,7 +46,7 @@ impl Fs {
                 return Err(FsError::Invalid.into());
             }
             let old = body.size.get();
-            if body.flags.get() & TRUNCATING != 0 && size > old {
+            if body.flags.get() & TRUNCATING != 0 && size > old && !is_planted(Bug::TruncationForgotten) {
                 return Ok(false);
             }
             if body.form() == Form::Inline {

@@ -25,6 +25,7 @@ use crate::layout::geometry::Geometry;
 use crate::layout::slot::{Durations, SlotRecord, SlotState};
 use crate::layout::superblock::{KNOWN_FEATURES, PROTOCOL_VERSION};
 use crate::lease::IoClass;
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Instant};
 use crate::types::{Incarnation, Owner, Slot};
 
@@ -81,7 +82,7 @@ fn rank(record: &SlotRecord, host: &HostIdentity) -> Option<u8> {
         SlotState::Left | SlotState::Recovered if record.host_uuid == host.uuid => Some(1),
         SlotState::Free => Some(2),
         SlotState::Left => Some(3),
-        SlotState::Recovered if record.is_fenced() => Some(4),
+        SlotState::Recovered if record.is_fenced() || is_planted(Bug::SlotReusedEarly) => Some(4),
         SlotState::Recovered
         | SlotState::Live
         | SlotState::Withdrawn

@@ -179,6 +179,9 @@ impl Watched {
         if is_planted(Bug::DeadTooEarly) {
             limit = u64::from(d.lease_ms) / 2;
         }
+        if is_planted(Bug::HoldTimeForgotten) {
+            limit = u64::from(d.dead_ms);
+        }
         self.record.state == SlotState::Live && self.silent_for() >= Duration::from_millis(limit)
     }
 }

@@ -228,7 +228,7 @@ pub fn give(
             Mode::Shared => None,
             Mode::Exclusive => {
                 let sharers = record.sharers.without(me.slot);
-                if sharers.without(to.by.slot).is_empty() {
+                if sharers.without(to.by.slot).is_empty() || is_planted(Bug::SharesOfOthersCleared) {
                     return Some((grant, Held::Nothing));
                 }
                 // The first that yields says who is next; then nobody joins. An upgrader that is next gives

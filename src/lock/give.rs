@@ -16,6 +16,7 @@ use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::IoClass;
+use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Instant};
 use crate::types::{BlockNo, Owner};
 
@@ -224,7 +225,9 @@ impl LockManager {
             if !downgrade {
                 // Readers go on meanwhile: what the kernel locks for a read would block us otherwise.
                 drop(state);
-                if let Some(steward) = self.steward() {
+                if let Some(steward) = self.steward()
+                    && !is_planted(Bug::KernelNotTold)
+                {
                     steward.silence(entry.id);
                 }
                 state = entry.state.lock();
@@ -233,8 +236,8 @@ impl LockManager {
                 state = entry.changed.wait(state);
             }
             // Who only reads may stay while we step down to a share.
-            let quiet =
-                if downgrade { !state.writing() } else { was_idle && state.idle() && state.served == served };
+            let unserved = was_idle && state.served == served || is_planted(Bug::ServedMeanwhile);
+            let quiet = if downgrade { !state.writing() } else { state.idle() && unserved };
             if quiet && state.held != Held::Nothing {
                 state.closing = true;
                 state.busy = true;
@@ -279,7 +282,9 @@ impl LockManager {
         } else {
             self.demand.clear_served(id.at)?;
         }
-        let changed = entry.dirtied.load(Ordering::Acquire) && matches!(held, Held::Exclusive(_));
+        let changed = entry.dirtied.load(Ordering::Acquire)
+            && matches!(held, Held::Exclusive(_))
+            && !is_planted(Bug::ChangeNotCounted);
         loop {
             let waiters = {
                 let state = entry.state.lock();

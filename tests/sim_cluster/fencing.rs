@@ -5,13 +5,14 @@ use std::time::Duration;
 use lunfs::device::sim::{CommandKind, Fault, FaultRule, SimLunOptions};
 use lunfs::fs::api::Operations;
 use lunfs::rt;
+use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, Simulation, freeze_host, seeds, thaw_host};
 use lunfs::testing::cluster::{Cluster, Formatted, cx};
 use lunfs::types::InodeNo;
 
 use super::model::LONG;
 
-fn volume(fencing: bool) -> Formatted {
+pub fn volume(fencing: bool) -> Formatted {
     Formatted::tiny_on(4, SimLunOptions { fencing, ..SimLunOptions::default() })
 }
 
@@ -22,10 +23,11 @@ fn write(fs: &dyn Operations, ino: InodeNo, byte: u8) {
 
 /// A write of a host that dies sits in the fabric for longer than the device says it can. Another host recovers
 /// the dead one, writes the same bytes and has them durable; then the late write arrives.
-fn a_device_that_lies(seed: u64, fencing: bool) -> Result<(), Failure> {
+pub fn a_device_that_lies(seed: u64, fencing: bool, bug: Option<Bug>) -> Result<(), Failure> {
     let volume = volume(fencing);
     Simulation::new(seed)
         .max_time(LONG)
+        .planted(bug)
         .try_run(move || {
             let mut cluster = Cluster::start(&volume, 2);
             let root = cluster.root();
@@ -55,7 +57,7 @@ fn a_device_that_lies(seed: u64, fencing: bool) -> Result<(), Failure> {
 #[test]
 fn a_late_write_of_a_fenced_host_is_refused() {
     for seed in seeds(0..8) {
-        if let Err(failure) = a_device_that_lies(seed, true) {
+        if let Err(failure) = a_device_that_lies(seed, true, None) {
             panic!("seed {seed}: {}", failure.message);
         }
     }
@@ -66,7 +68,7 @@ fn a_late_write_of_a_fenced_host_is_refused() {
 #[test]
 fn without_a_fence_a_write_that_is_held_too_long_gets_through() {
     // Of a host that is killed a command on its way lands, or not.
-    let harm: Vec<_> = seeds(0..8).filter_map(|seed| a_device_that_lies(seed, false).err()).collect();
+    let harm: Vec<_> = seeds(0..8).filter_map(|seed| a_device_that_lies(seed, false, None).err()).collect();
     assert!(!harm.is_empty(), "nobody stopped it, yet it did no harm");
     let late = |f: &Failure| f.message.contains("check 2") || f.message.contains("late write");
     assert!(harm.iter().all(late), "{}", harm[0].message);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::{FsResult, Operations};
 use lunfs::rt;
-use lunfs::rt::sim::{SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx};
 use lunfs::types::InodeNo;
 
@@ -23,11 +24,12 @@ fn shown(fs: &dyn Operations, ino: InodeNo) -> Vec<u8> {
 }
 
 /// The write of one host comes late, another host writes the same bytes meanwhile and has them durable.
-#[test]
-fn a_late_write_never_comes_over_another_hosts() {
-    for seed in seeds(0..16) {
-        let volume = &volumes()[(seed % 4) as usize];
-        Simulation::new(seed).max_time(LONG).run(move || {
+pub fn late_write(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let volume = &volumes()[(seed % 4) as usize];
+    Simulation::new(seed)
+        .max_time(LONG)
+        .planted(bug)
+        .try_run(move || {
             let cluster = Cluster::start(volume, 2);
             let root = cluster.root();
             let ino = cluster.on(0, |fs| {
@@ -55,6 +57,13 @@ fn a_late_write_never_comes_over_another_hosts() {
                 });
             }
             cluster.finish();
-        });
+        })
+        .map(drop)
+}
+
+#[test]
+fn a_late_write_never_comes_over_another_hosts() {
+    for seed in seeds(0..16) {
+        late_write(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }

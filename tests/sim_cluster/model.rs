@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use lunfs::device::sim::SimLunOptions;
-use lunfs::rt::sim::{SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted};
 use lunfs::testing::model::Model;
 
@@ -36,7 +37,20 @@ pub fn run(
     hosts: u16,
     work: impl FnOnce(&Cluster) + Send + 'static,
 ) {
-    Simulation::new(seed).max_time(LONG).run(move || {
+    run_without(None, seed, formatted, faults, hosts, work).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// The same with a rule taken out.
+pub fn run_without(
+    bug: Option<Bug>,
+    seed: u64,
+    formatted: &'static Formatted,
+    faults: bool,
+    hosts: u16,
+    work: impl FnOnce(&Cluster) + Send + 'static,
+) -> Result<(), Failure> {
+    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
+    let finished = simulation.try_run(move || {
         let cluster = Cluster::start(formatted, hosts);
         if faults {
             cluster.unknown_swaps(seed, 30);
@@ -44,6 +58,7 @@ pub fn run(
         work(&cluster);
         cluster.finish();
     });
+    finished.map(drop)
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use lunfs::fs::api::{FsError, Operations, SetAttributes};
 use lunfs::rt;
-use lunfs::rt::sim::{SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::testing::model::compare::list_all;
 use lunfs::types::InodeNo;
 
-use super::model::{run, variant};
+use super::model::{run, run_without, variant};
 
 /// Paths of all directories below `dir`; fails on a circle.
 fn directories(fs: &dyn Operations, dir: InodeNo) -> BTreeMap<InodeNo, String> {
@@ -32,47 +33,51 @@ fn directories(fs: &dyn Operations, dir: InodeNo) -> BTreeMap<InodeNo, String> {
     found
 }
 
+/// All hosts move the same few directories into each other.
+pub fn moves_into_each_other(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let (formatted, faults) = variant(seed);
+    run_without(bug, seed, formatted, faults, 3, move |cluster| {
+        let root = cluster.root();
+        let dirs: Vec<InodeNo> = (0..4)
+            .map(|i| {
+                let name = format!("d{i}");
+                cluster.on(0, |fs| fs.mkdir(&cx(), root, name.as_bytes(), 0o755).unwrap().value.ino)
+            })
+            .collect();
+        let dirs = Arc::new(dirs);
+        let movers: Vec<_> = (0..3)
+            .map(|host| {
+                let dirs = dirs.clone();
+                cluster.spawn(host, "mover", move |fs| {
+                    let mut rng = SimRng::new(seed, host as u64 + 80);
+                    for _ in 0..25 {
+                        // Wherever the directory is now, it is to go into another one.
+                        let (what, into) = (rng.index(4), rng.index(5));
+                        let name = format!("d{what}");
+                        let to = dirs.get(into).copied().unwrap_or(root);
+                        for from in dirs.iter().copied().chain([root]) {
+                            match fs.rename(&cx(), from, name.as_bytes(), to, name.as_bytes(), 0) {
+                                Ok(_) | Err(FsError::NotFound | FsError::Invalid | FsError::NotEmpty) => {}
+                                Err(e) => panic!("{e}"),
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        movers.into_iter().for_each(joined);
+        for host in 0..3 {
+            let found = cluster.on(host, |fs| directories(fs, root));
+            let reached: BTreeSet<InodeNo> = found.keys().copied().collect();
+            assert_eq!(reached, dirs.iter().copied().collect(), "reached from the root: {found:?}");
+        }
+    })
+}
+
 #[test]
 fn directories_moved_into_each_other_never_make_a_circle() {
     for seed in seeds(0..4) {
-        let (formatted, faults) = variant(seed);
-        run(seed, formatted, faults, 3, move |cluster| {
-            let root = cluster.root();
-            let dirs: Vec<InodeNo> = (0..4)
-                .map(|i| {
-                    let name = format!("d{i}");
-                    cluster.on(0, |fs| fs.mkdir(&cx(), root, name.as_bytes(), 0o755).unwrap().value.ino)
-                })
-                .collect();
-            let dirs = Arc::new(dirs);
-            let movers: Vec<_> = (0..3)
-                .map(|host| {
-                    let dirs = dirs.clone();
-                    cluster.spawn(host, "mover", move |fs| {
-                        let mut rng = SimRng::new(seed, host as u64 + 80);
-                        for _ in 0..25 {
-                            // Wherever the directory is now, it is to go into another one.
-                            let (what, into) = (rng.index(4), rng.index(5));
-                            let name = format!("d{what}");
-                            let to = dirs.get(into).copied().unwrap_or(root);
-                            for from in dirs.iter().copied().chain([root]) {
-                                match fs.rename(&cx(), from, name.as_bytes(), to, name.as_bytes(), 0) {
-                                    Ok(_) | Err(FsError::NotFound | FsError::Invalid | FsError::NotEmpty) => {
-                                    }
-                                    Err(e) => panic!("{e}"),
-                                }
-                            }
-                        }
-                    })
-                })
-                .collect();
-            movers.into_iter().for_each(joined);
-            for host in 0..3 {
-                let found = cluster.on(host, |fs| directories(fs, root));
-                let reached: BTreeSet<InodeNo> = found.keys().copied().collect();
-                assert_eq!(reached, dirs.iter().copied().collect(), "reached from the root: {found:?}");
-            }
-        });
+        moves_into_each_other(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

@@ -1,14 +1,14 @@
 //! The LUN loses power and comes back while hosts go on: what a flush covered is there, and nobody is told that
 //! something is durable which is not.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lunfs::device::sim::{Keep, SimLunOptions};
 use lunfs::fs::api::FsResult;
 use lunfs::rt;
-use lunfs::rt::sim::{SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
 
 use super::model::LONG;
@@ -23,77 +23,80 @@ fn keep(seed: u64) -> Keep {
 }
 
 /// Each host appends to a file of its own and notes what was acknowledged as durable, until it is refused.
+/// How many hosts went on?
+pub fn cuts_among_the_living(seed: u64, bug: Option<Bug>) -> Result<usize, Failure> {
+    let volume = volume(seed);
+    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
+    let finished = simulation.try_run(move || {
+        let mut cluster = Cluster::start(&volume, 3);
+        let root = cluster.root();
+        let mut rng = SimRng::new(seed, 80);
+        let files: Vec<_> = (0..2usize)
+            .map(|host| {
+                cluster.may_end(host);
+                let durable = Arc::new(Mutex::new(0u64));
+                let noted = durable.clone();
+                let worker = cluster.spawn(host, "worker", move |fs| -> FsResult<()> {
+                    let mut rng = SimRng::new(seed, host as u64 + 81);
+                    let ino = fs.mknod(&cx(), root, &[b'a' + host as u8], 0o644, 0)?.value.ino;
+                    for n in 0..200u64 {
+                        let block = vec![n as u8 + 1; 4096];
+                        fs.write(&cx(), ino, None, n * 4096, &block, false).map(drop)?;
+                        if rng.chance(0.3) {
+                            fs.fsync(&cx(), ino, false).map(drop)?;
+                            *noted.lock().unwrap() = n + 1;
+                        }
+                        rt::sleep(Duration::from_micros(rng.below(10_000)));
+                    }
+                    Ok(())
+                });
+                (worker, durable)
+            })
+            .collect();
+        cluster.may_end(2);
+        for _ in 0..1 + seed % 3 {
+            rt::sleep(Duration::from_micros(rng.between(1, 1_500_000)));
+            cluster.lun.power_cut(keep(seed));
+        }
+        let ended: Vec<_> = files.into_iter().map(|(worker, durable)| (joined(worker), durable)).collect();
+        rt::sleep(Duration::from_secs(30));
+        let lives = |h: &lunfs::testing::cluster::Host| h.volume.door().lease().reason().is_none();
+        let living = cluster.hosts.iter().filter(|h| lives(h)).count();
+        // Who gave up comes back; if nobody was left, the first recovers the rest.
+        let gone: Vec<_> = cluster.hosts.extract_if(.., |h| !lives(h)).map(|h| h.tag).collect();
+        for tag in gone {
+            cluster.join(tag).unwrap();
+        }
+        rt::sleep(Duration::from_secs(30));
+        for host in 0..cluster.hosts.len() {
+            cluster.on(host, |fs| {
+                for (file, (_, durable)) in ended.iter().enumerate() {
+                    let durable = *durable.lock().unwrap();
+                    let Ok(found) = fs.lookup(&cx(), root, &[b'a' + file as u8]) else {
+                        assert_eq!(durable, 0, "a durable file is gone");
+                        continue;
+                    };
+                    let (ino, size) = (found.value.ino, found.value.size);
+                    drop(found);
+                    assert!(size >= durable * 4096, "{size} bytes of {durable} durable blocks");
+                    let bytes = fs.read(&cx(), ino, None, 0, size as u32).unwrap().value.to_vec();
+                    for (n, block) in bytes.chunks(4096).enumerate().take(durable as usize) {
+                        let good = block.iter().all(|b| *b == n as u8 + 1);
+                        assert!(good, "block {n} of {durable} durable ones has other bytes");
+                    }
+                }
+            });
+        }
+        cluster.finish();
+        living
+    });
+    finished.map(|f| f.value)
+}
+
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_among_living_hosts() {
-    let survivors = Arc::new(AtomicU64::new(0));
-    for seed in seeds(0..24) {
-        let (volume, survivors) = (volume(seed), survivors.clone());
-        Simulation::new(seed).max_time(LONG).run(move || {
-            let mut cluster = Cluster::start(&volume, 3);
-            let root = cluster.root();
-            let mut rng = SimRng::new(seed, 80);
-            let files: Vec<_> = (0..2usize)
-                .map(|host| {
-                    cluster.may_end(host);
-                    let durable = Arc::new(Mutex::new(0u64));
-                    let noted = durable.clone();
-                    let worker = cluster.spawn(host, "worker", move |fs| -> FsResult<()> {
-                        let mut rng = SimRng::new(seed, host as u64 + 81);
-                        let ino = fs.mknod(&cx(), root, &[b'a' + host as u8], 0o644, 0)?.value.ino;
-                        for n in 0..200u64 {
-                            let block = vec![n as u8 + 1; 4096];
-                            fs.write(&cx(), ino, None, n * 4096, &block, false).map(drop)?;
-                            if rng.chance(0.3) {
-                                fs.fsync(&cx(), ino, false).map(drop)?;
-                                *noted.lock().unwrap() = n + 1;
-                            }
-                            rt::sleep(Duration::from_micros(rng.below(10_000)));
-                        }
-                        Ok(())
-                    });
-                    (worker, durable)
-                })
-                .collect();
-            cluster.may_end(2);
-            for _ in 0..1 + seed % 3 {
-                rt::sleep(Duration::from_micros(rng.between(1, 1_500_000)));
-                cluster.lun.power_cut(keep(seed));
-            }
-            let ended: Vec<_> =
-                files.into_iter().map(|(worker, durable)| (joined(worker), durable)).collect();
-            rt::sleep(Duration::from_secs(30));
-            let lives = |h: &lunfs::testing::cluster::Host| h.volume.door().lease().reason().is_none();
-            let living = cluster.hosts.iter().filter(|h| lives(h)).count();
-            survivors.fetch_add(living as u64, SeqCst);
-            // Who gave up comes back; if nobody was left, the first recovers the rest.
-            let gone: Vec<_> = cluster.hosts.extract_if(.., |h| !lives(h)).map(|h| h.tag).collect();
-            for tag in gone {
-                cluster.join(tag).unwrap();
-            }
-            rt::sleep(Duration::from_secs(30));
-            for host in 0..cluster.hosts.len() {
-                cluster.on(host, |fs| {
-                    for (file, (_, durable)) in ended.iter().enumerate() {
-                        let durable = *durable.lock().unwrap();
-                        let Ok(found) = fs.lookup(&cx(), root, &[b'a' + file as u8]) else {
-                            assert_eq!(durable, 0, "a durable file is gone");
-                            continue;
-                        };
-                        let (ino, size) = (found.value.ino, found.value.size);
-                        drop(found);
-                        assert!(size >= durable * 4096, "{size} bytes of {durable} durable blocks");
-                        let bytes = fs.read(&cx(), ino, None, 0, size as u32).unwrap().value.to_vec();
-                        for (n, block) in bytes.chunks(4096).enumerate().take(durable as usize) {
-                            let good = block.iter().all(|b| *b == n as u8 + 1);
-                            assert!(good, "block {n} of {durable} durable ones has other bytes");
-                        }
-                    }
-                });
-            }
-            cluster.finish();
-        });
-    }
-    println!("{} hosts in all went on", survivors.load(SeqCst));
+    let living = seeds(0..24).map(|seed| cuts_among_the_living(seed, None).unwrap_or_else(|e| panic!("{e}")));
+    println!("{} hosts in all went on", living.sum::<usize>());
 }
 
 /// A host whose changes had all been flushed goes on as if nothing had happened.

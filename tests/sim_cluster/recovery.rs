@@ -345,11 +345,12 @@ fn a_host_that_slept_past_its_lease_serves_nothing_old() {
     }
 }
 
-#[test]
-fn a_damaged_journal_is_a_verdict_and_stops_nobody_else() {
-    for seed in seeds(0..4) {
-        let volume = &volumes()[(seed % 4) as usize];
-        Simulation::new(seed).max_time(LONG).run(move || {
+pub fn damaged_journal(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let volume = &volumes()[(seed % 4) as usize];
+    Simulation::new(seed)
+        .max_time(LONG)
+        .planted(bug)
+        .try_run(move || {
             let mut cluster = Cluster::start(volume, 3);
             let (dir, own) = (directory(&cluster, 0, b"dir"), directory(&cluster, 1, b"own"));
             cluster.on(1, |fs| fs.getattr(&cx(), cluster.root()).map(drop)).unwrap();
@@ -379,6 +380,13 @@ fn a_damaged_journal_is_a_verdict_and_stops_nobody_else() {
                 });
             }
             cluster.leave();
-        });
+        })
+        .map(drop)
+}
+
+#[test]
+fn a_damaged_journal_is_a_verdict_and_stops_nobody_else() {
+    for seed in seeds(0..4) {
+        damaged_journal(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::{FsError, Operations};
 use lunfs::rt;
-use lunfs::rt::sim::{Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::types::InodeNo;
 
@@ -114,39 +115,44 @@ fn a_full_volume_says_so_and_can_be_emptied_and_filled_again() {
     }
 }
 
+pub fn unlinked_while_open(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let volume = &volumes()[(seed % 4) as usize];
+    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
+    let finished = simulation.try_run(move || {
+        let cluster = Cluster::start(volume, 2);
+        let root = cluster.root();
+        rt::sleep(1000 * MS);
+        let before = cluster.on(1, free);
+        let ino = make(&cluster, 0, b"f");
+        let blocks = 64;
+        cluster.on(0, |fs| {
+            for n in 0..blocks / 16 {
+                fs.write(&cx(), ino, None, n * STEP as u64, &vec![n as u8; STEP], false).unwrap();
+            }
+        });
+        let handle = cluster.on(0, |fs| fs.open(&cx(), ino, libc::O_RDWR).unwrap().value.handle);
+        cluster.on(1, |fs| fs.unlink(&cx(), root, b"f").map(drop)).unwrap();
+        // Long enough for many questions whether it is still open.
+        rt::sleep(Duration::from_secs(2 + seed * 3));
+        assert!(cluster.on(1, free) + blocks <= before, "freed under an open file");
+        let bytes = cluster.on(0, |fs| fs.read(&cx(), ino, Some(handle), 0, 4096).unwrap().value.to_vec());
+        assert_eq!(bytes, vec![0; 4096]);
+        cluster.on(0, |fs| fs.release(ino, handle));
+        let closed = rt::Instant::now();
+        // Inodes come in groups, the root may have grown.
+        while cluster.on(1, free) + 16 < before || cluster.on(0, free) + 16 < before {
+            assert!(closed.elapsed() < Duration::from_secs(12), "its room is still taken");
+            rt::sleep(100 * MS);
+        }
+        cluster.finish();
+    });
+    finished.map(drop)
+}
+
 #[test]
 fn room_of_an_open_and_unlinked_file_comes_back_after_its_close() {
     for seed in seeds(0..8) {
-        let volume = &volumes()[(seed % 4) as usize];
-        Simulation::new(seed).max_time(LONG).run(move || {
-            let cluster = Cluster::start(volume, 2);
-            let root = cluster.root();
-            rt::sleep(1000 * MS);
-            let before = cluster.on(1, free);
-            let ino = make(&cluster, 0, b"f");
-            let blocks = 64;
-            cluster.on(0, |fs| {
-                for n in 0..blocks / 16 {
-                    fs.write(&cx(), ino, None, n * STEP as u64, &vec![n as u8; STEP], false).unwrap();
-                }
-            });
-            let handle = cluster.on(0, |fs| fs.open(&cx(), ino, libc::O_RDWR).unwrap().value.handle);
-            cluster.on(1, |fs| fs.unlink(&cx(), root, b"f").map(drop)).unwrap();
-            // Long enough for many questions whether it is still open.
-            rt::sleep(Duration::from_secs(2 + seed * 3));
-            assert!(cluster.on(1, free) + blocks <= before, "freed under an open file");
-            let bytes =
-                cluster.on(0, |fs| fs.read(&cx(), ino, Some(handle), 0, 4096).unwrap().value.to_vec());
-            assert_eq!(bytes, vec![0; 4096]);
-            cluster.on(0, |fs| fs.release(ino, handle));
-            let closed = rt::Instant::now();
-            // Inodes come in groups, the root may have grown.
-            while cluster.on(1, free) + 16 < before || cluster.on(0, free) + 16 < before {
-                assert!(closed.elapsed() < Duration::from_secs(12), "its room is still taken");
-                rt::sleep(100 * MS);
-            }
-            cluster.finish();
-        });
+        unlinked_while_open(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

@@ -7,7 +7,8 @@ use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::Operations;
 use lunfs::layout::slot::SlotState;
 use lunfs::rt::HostTag;
-use lunfs::rt::sim::{self, SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{self, Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
 use lunfs::types::InodeNo;
 use lunfs::{rt, types::BlockNo};
@@ -53,8 +54,14 @@ fn taken_over(cluster: &Cluster, dir: InodeNo) -> Duration {
     sim::now().unwrap() - before
 }
 
-fn withdraws(seed: u64, volume: &'static Formatted, breaks: impl Fn(&Cluster, InodeNo) + Send + 'static) {
-    Simulation::new(seed).max_time(LONG).run(move || {
+fn withdraws(
+    seed: u64,
+    volume: &'static Formatted,
+    bug: Option<Bug>,
+    breaks: impl Fn(&Cluster, InodeNo) + Send + 'static,
+) -> Result<(), Failure> {
+    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
+    let finished = simulation.try_run(move || {
         let mut cluster = Cluster::start(volume, 2);
         cluster.may_end(0);
         let root = cluster.root();
@@ -80,16 +87,21 @@ fn withdraws(seed: u64, volume: &'static Formatted, breaks: impl Fn(&Cluster, In
         cluster.on(1, |fs| fs.lookup(&cx(), dir, b"by the other").map(drop)).unwrap();
         cluster.finish();
     });
+    finished.map(drop)
+}
+
+pub fn failing_commit(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    withdraws(seed, &volumes()[(seed % 4) as usize], bug, move |cluster, dir| {
+        let (first, blocks) = journal(cluster, 0);
+        failing(cluster, 0, CommandKind::Write, first, blocks);
+        cluster.on(0, |fs| never_durable(fs, dir));
+    })
 }
 
 #[test]
 fn a_host_whose_commit_fails() {
     for seed in seeds(0..8) {
-        withdraws(seed, &volumes()[(seed % 4) as usize], move |cluster, dir| {
-            let (first, blocks) = journal(cluster, 0);
-            failing(cluster, 0, CommandKind::Write, first, blocks);
-            cluster.on(0, |fs| never_durable(fs, dir));
-        });
+        failing_commit(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
@@ -97,11 +109,12 @@ fn a_host_whose_commit_fails() {
 fn a_host_whose_flush_fails() {
     for seed in seeds(0..4) {
         // Of those with a volatile cache.
-        withdraws(seed, &volumes()[(seed % 2) as usize], move |cluster, dir| {
+        let flush_fails = withdraws(seed, &volumes()[(seed % 2) as usize], None, move |cluster, dir| {
             let rule = FaultRule::next_of(Fault::IoError, cluster.hosts[0].tag, CommandKind::Flush);
             cluster.lun.inject(FaultRule { count: u32::MAX, ..rule });
             cluster.on(0, |fs| never_durable(fs, dir));
         });
+        flush_fails.unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
