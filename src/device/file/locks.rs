@@ -1,7 +1,9 @@
 //! Byte-range locks on the one inode that all hosts of this machine agree on.
 //!
 //! All locks are open-file-description (OFD) locks: they belong to an open file description, not to
-//! a process, and end when its last descriptor is closed, so a killed process leaves none behind.
+//! a process, and end when its last descriptor is closed, so a killed process leaves none behind. Closing ours
+//! is not enough to give a lock up: another thread that just starts a program has a copy of every descriptor
+//! until the program runs. So locks are given up by name.
 //!
 //! * **Block locks** make a compare-and-write atomic. Only the bytes of that one block are locked,
 //!   so a process that is stopped inside a swap blocks that block and no other. They are polled with
@@ -162,7 +164,7 @@ pub(crate) enum PresenceError {
 /// flushes into EIO (seen with two loop devices over one file). Each opener first sets the mark of
 /// its own mode and then looks for the other's, so of two that race at least one sees the other.
 pub(crate) struct Presence {
-    _marks: File,
+    marks: File,
 }
 
 impl Presence {
@@ -172,8 +174,9 @@ impl Presence {
         mode: CacheMode,
         alone: bool,
     ) -> Result<Self, PresenceError> {
-        let marks = reopen(inode, writable).map_err(PresenceError::Io)?;
-        let take = |kind, at| sys::try_lock(&marks, kind, at, 1).map_err(PresenceError::Io);
+        let presence = Presence { marks: reopen(inode, writable).map_err(PresenceError::Io)? };
+        let marks = &presence.marks;
+        let take = |kind, at| sys::try_lock(marks, kind, at, 1).map_err(PresenceError::Io);
         // A read-only description can't lock exclusively; who only reads need not be alone.
         let kind = if alone && writable { LockKind::Exclusive } else { LockKind::Shared };
         if !take(kind, MARK_PRESENCE)? {
@@ -186,10 +189,17 @@ impl Presence {
         if !take(LockKind::Shared, own)? {
             return Err(PresenceError::InUse);
         }
-        if sys::locked_elsewhere(&marks, other, 1).map_err(PresenceError::Io)? {
+        if sys::locked_elsewhere(marks, other, 1).map_err(PresenceError::Io)? {
             return Err(PresenceError::OtherCacheMode);
         }
-        Ok(Presence { _marks: marks })
+        Ok(presence)
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        // Fails only where the kernel has no memory; then the last close gives them up.
+        let _ = sys::unlock(&self.marks, MARK_PRESENCE, MARK_PAGE_CACHE + 1 - MARK_PRESENCE);
     }
 }
 
@@ -242,5 +252,24 @@ mod tests {
         assert!(matches!(announce(CacheMode::PageCache, false), Err(PresenceError::InUse)));
         drop(alone);
         announce(CacheMode::Direct, false).unwrap();
+    }
+
+    #[test]
+    fn who_is_gone_is_gone_although_a_program_just_started_has_its_descriptors() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let announce = |alone| Presence::announce(file.as_file(), true, CacheMode::Direct, alone);
+        for alone in [false, true] {
+            let presence = announce(alone).unwrap();
+            // What a child has between fork and exec: one more descriptor of the same description.
+            let copy = presence.marks.try_clone().unwrap();
+            drop(presence);
+            drop(announce(true).unwrap());
+            drop(copy);
+        }
+        // One that was refused leaves nothing either.
+        let here = announce(false).unwrap();
+        assert!(announce(true).is_err());
+        drop(here);
+        drop(announce(true).unwrap());
     }
 }
