@@ -1,8 +1,8 @@
 //! Checking a volume that nobody uses: every structure against every other.
 //!
 //! * **A check only reads** ([`check`], [`examine`]); repairs are made under `maintenance` alone. A check believes nothing that it read, never panics on it, and ends on any bytes.
-//! * **Bounded memory**: sixteen bytes an inode, forty-eight more a directory, and 128 MiB for bitmaps of blocks. Larger
-//!   volumes are gone through in rounds, each for a range of clusters (`usage`).
+//! * **Bounded memory**: sixteen bytes an inode, forty-eight more a directory (`inodes`), and 128 MiB for what blocks were
+//!   met (`usage`). Where that is not enough the rest is done in more rounds, each for a range of clusters.
 //! * **One cause, one finding.** What follows from a damage that was named is not named again: blocks are not
 //!   called lost, nor inodes nameless, while something that may own or name them can't be read.
 //! * Repairs are judged by a new check, never by themselves (`repair`).
@@ -33,7 +33,6 @@ mod usage;
 mod view;
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -104,6 +103,22 @@ impl Observer for Vec<Finding> {
     }
 }
 
+/// Wrong claims that are remembered; where there are more, later rounds may name some again.
+const MOST_CLAIMS_TOLD: usize = 100_000;
+
+/// What a check may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of memory for what blocks were met.
+    pub usage_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { usage_bytes: usage::BUDGET_BYTES }
+    }
+}
+
 /// What a volume consists of, and how much is wrong with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
@@ -119,6 +134,8 @@ pub struct Report {
     pub notes: u64,
     /// Findings that are no notes.
     pub errors: u64,
+    /// Times that all trees were gone through.
+    pub rounds: u64,
 }
 
 /// One check under way.
@@ -128,6 +145,8 @@ struct Checker<'c, 'v, 'd> {
     geometry: Geometry,
     volume: VolumeId,
     out: &'c mut dyn Observer,
+    at: Progress,
+    cancelled: bool,
     /// Our own slot lives, and the volume lock is ours.
     me: Option<Owner>,
     report: Report,
@@ -144,6 +163,8 @@ struct Checker<'c, 'v, 'd> {
     owners_unknown: bool,
     /// Something that names inodes could not be read: none can be called nameless.
     names_unknown: bool,
+    /// Claims of a cluster that was let go later come again in another round; their findings don't.
+    claims_told: BTreeSet<(InodeNo, BlockNo)>,
     /// A map marks something wrongly.
     marks_wrong: bool,
     /// Later rounds only count blocks.
@@ -152,8 +173,17 @@ struct Checker<'c, 'v, 'd> {
 
 /// Checks the volume on a device that nobody writes to meanwhile.
 pub fn check(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
+    check_within(device, Limits::default(), out)
+}
+
+/// [`check`] with other limits than usual.
+pub fn check_within(
+    device: Arc<dyn BlockDevice>,
+    limits: Limits,
+    out: &mut dyn Observer,
+) -> Result<Report, FsckError> {
     let volume = open(&*device)?;
-    check_opened(&device, &volume, None, out)
+    check_opened(&device, &volume, None, limits, out)
 }
 
 /// Opens a volume by the newest superblock, and of those of one generation by that which most copies agree on. One
@@ -181,7 +211,7 @@ fn open(device: &dyn BlockDevice) -> Result<Volume<'_>, FsckError> {
 pub fn examine(device: Arc<dyn BlockDevice>, out: &mut dyn Observer) -> Result<Report, FsckError> {
     let volume = open(&*device)?;
     let quiet = quiet::watch(&volume, false, out)?;
-    let report = check_opened(&device, &volume, None, out)?;
+    let report = check_opened(&device, &volume, None, Limits::default(), out)?;
     quiet.still(&volume)?;
     Ok(report)
 }
@@ -191,6 +221,7 @@ fn check_opened(
     device: &Arc<dyn BlockDevice>,
     volume: &Volume<'_>,
     me: Option<Owner>,
+    limits: Limits,
     out: &mut dyn Observer,
 ) -> Result<Report, FsckError> {
     let mut view = View { volume, pending: Default::default() };
@@ -202,11 +233,14 @@ fn check_opened(
         volume: superblock.volume,
         geometry,
         out,
+        at: Progress { pass: "", done: 0, of: 0 },
+        cancelled: false,
         report: Report::default(),
         slots: Vec::new(),
         net: Vec::new(),
         inodes: Inodes::default(),
-        usage: Usage::new(geometry, 0..0),
+        usage: Usage::new(geometry, 0..geometry.clusters(), limits.usage_bytes),
+        claims_told: BTreeSet::new(),
         unknown_maps: BTreeSet::new(),
         unknown_clusters: BTreeSet::new(),
         owners_unknown: false,
@@ -217,25 +251,30 @@ fn check_opened(
         superblock,
     };
     checker.system(&journals);
-    let rounds = checker.clusters()?;
-    for (number, clusters) in rounds.into_iter().enumerate() {
-        checker.first_round = number == 0;
-        checker.round(clusters)?;
+    checker.clusters()?;
+    let mut done = checker.round()?;
+    while done < geometry.clusters() {
+        checker.first_round = false;
+        checker.usage = Usage::new(geometry, done..geometry.clusters(), limits.usage_bytes);
+        checker.expect_maps(done..geometry.clusters())?;
+        done = checker.round()?;
     }
     checker.sums();
     Ok(checker.report)
 }
 
 impl Checker<'_, '_, '_> {
-    fn round(&mut self, clusters: Range<u64>) -> Result<(), FsckError> {
-        self.usage = Usage::new(self.geometry, clusters.clone());
-        self.expect_maps(clusters)?;
+    /// Which cluster the next round begins with.
+    fn round(&mut self) -> Result<u64, FsckError> {
         self.bodies()?;
         self.names()?;
         if self.first_round {
             self.links()?;
         }
-        self.compare_blocks()
+        let clusters = self.usage.clusters();
+        self.compare_blocks()?;
+        self.report.rounds += 1;
+        Ok(clusters.end)
     }
 
     fn found(&mut self, finding: Finding) {
@@ -254,10 +293,17 @@ impl Checker<'_, '_, '_> {
     }
 
     fn progress(&mut self, pass: &'static str, done: u64, of: u64) -> Result<(), FsckError> {
-        match self.out.progress(Progress { pass, done, of }) {
-            true => Ok(()),
-            false => Err(FsckError::Cancelled),
+        self.at = Progress { pass, done, of };
+        self.tick();
+        match self.cancelled {
+            true => Err(FsckError::Cancelled),
+            false => Ok(()),
         }
+    }
+
+    /// Says where we are, in the middle of a tree, which may be the largest part of a pass.
+    fn tick(&mut self) {
+        self.cancelled |= !self.out.progress(self.at);
     }
 
     /// Is it known whether there is an inode at this address?
@@ -282,15 +328,23 @@ impl Checker<'_, '_, '_> {
         }
     }
 
+    /// Notes that a claim was found wrong.
+    fn told_before(&mut self, ino: InodeNo, at: BlockNo) -> bool {
+        self.claims_told.len() < MOST_CLAIMS_TOLD && !self.claims_told.insert((ino, at))
+    }
+
     fn claimed(&mut self, ino: InodeNo, at: BlockNo, blocks: u64, claimed: Claimed) {
         match claimed {
             Claimed::Fresh | Claimed::Elsewhere => {}
             Claimed::Twice(block) => {
                 self.owners_unknown = true;
+                if self.told_before(ino, block) {
+                    return;
+                }
                 let text = format!("block {block} of inode {ino} belongs to another, too");
                 self.found(Finding::new(Kind::BlockTwice, Place::of_inode(ino), text).should_be(block.0));
             }
-            Claimed::Unmapped if !self.can_be_judged(InodeNo(at.0)) => {}
+            Claimed::Unmapped if !self.can_be_judged(InodeNo(at.0)) || self.told_before(ino, at) => {}
             Claimed::Unmapped => {
                 let text = format!("belongs to inode {ino} and is marked free");
                 self.find(Kind::BlockFree, Place::Blocks { first: at.0, blocks }, text);

@@ -4,6 +4,7 @@ use super::finding::{Finding, Kind, Place};
 use super::inodes::{Directory, Index, Known};
 use super::view::{BadNode, Nodes};
 use super::{Checker, FsckError};
+use crate::fs::dirtree::DirTree;
 use crate::fs::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS};
 use crate::layout::geometry::{GROUP_BLOCKS, GROUP_INODES};
 use crate::layout::inode::{Form, InodeDisk};
@@ -35,6 +36,7 @@ impl TreeVisitor<BadNode> for Extents<'_, '_, '_, '_> {
     fn node(&mut self, at: BlockNo, _: u8) {
         self.blocks += 1;
         self.checker.claim(self.ino, at, 1);
+        self.checker.tick();
     }
 
     fn entry(&mut self, key: u64, value: &[u8]) {
@@ -83,6 +85,10 @@ impl Checker<'_, '_, '_> {
         let of = self.inodes.groups();
         let mut number = 0;
         while let Some((first, _)) = self.inodes.group(number) {
+            if !self.first_round && !self.inodes.group_has_blocks(number) {
+                number += 1;
+                continue;
+            }
             self.progress("inodes", number as u64 * GROUP_INODES, of as u64 * GROUP_INODES)?;
             let mut count = 1;
             while count < GROUPS_PER_READ
@@ -145,7 +151,13 @@ impl Checker<'_, '_, '_> {
             }
             let kind = (body.mode.get() >> 12) as u8;
             let (nlink, generation) = (body.nlink.get(), body.generation.get());
-            let known = Known { nlink, generation, kind, readable: true, ..Known::default() };
+            // All but the root of a directory's tree; all of a file's.
+            let root_level =
+                || DirTree::new(self.volume, ino, self.superblock.hash_seed).tree().root_level(&body.content);
+            let has_blocks = body.form() == Form::Tree
+                && (body.mode.get() & libc::S_IFMT != libc::S_IFDIR
+                    || root_level().is_ok_and(|level| level > 0));
+            let known = Known { nlink, generation, kind, readable: true, has_blocks, ..Known::default() };
             self.inodes.set(index, known);
         }
         if !in_use {

@@ -14,6 +14,8 @@ pub struct Known {
     pub kind: u8,
     /// The body could be read.
     pub readable: bool,
+    /// Has blocks, or may have: later rounds look at those alone.
+    pub has_blocks: bool,
     /// An orphan directory lists it.
     pub orphan: bool,
 }
@@ -44,24 +46,65 @@ pub struct Directory {
     pub found: Option<(Index, u64)>,
 }
 
+/// A list that grows by pieces: what it holds never moves, and no more is allocated than one piece beyond it.
+struct Table<T> {
+    pieces: Vec<Vec<T>>,
+    len: usize,
+}
+
+const PIECE: usize = 4096;
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table { pieces: Vec::new(), len: 0 }
+    }
+}
+
+impl<T: Copy> Table<T> {
+    fn push(&mut self, value: T) {
+        if self.len.is_multiple_of(PIECE) {
+            self.pieces.push(Vec::with_capacity(PIECE));
+        }
+        if let Some(piece) = self.pieces.last_mut() {
+            piece.push(value);
+            self.len += 1;
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<&T> {
+        self.pieces.get(index / PIECE)?.get(index % PIECE)
+    }
+
+    fn get_mut(&mut self, index: usize) -> Option<&mut T> {
+        self.pieces.get_mut(index / PIECE)?.get_mut(index % PIECE)
+    }
+
+    /// How many come before the first one that is not `below`.
+    fn partition_point(&self, below: impl Fn(&T) -> bool) -> usize {
+        let whole = self.pieces.partition_point(|piece| piece.last().is_some_and(&below));
+        let rest = self.pieces.get(whole).map_or(0, |piece| piece.partition_point(below));
+        whole * PIECE + rest
+    }
+}
+
 /// All inodes of the volume, in the order of their addresses.
 #[derive(Default)]
 pub struct Inodes {
     /// First blocks of the groups, and which of their inodes the maps mark as used.
-    groups: Vec<(u64, u8)>,
-    known: Vec<Known>,
-    directories: Vec<Directory>,
+    groups: Table<(u64, u8)>,
+    known: Table<Known>,
+    directories: Table<Directory>,
 }
 
 impl Inodes {
     /// Groups come in ascending order.
     pub fn add_group(&mut self, first: BlockNo, used: u8) {
         self.groups.push((first.0, used));
-        self.known.extend([Known::default(); GROUP_INODES as usize]);
+        (0..GROUP_INODES).for_each(|_| self.known.push(Known::default()));
     }
 
     pub fn groups(&self) -> usize {
-        self.groups.len()
+        self.groups.len
     }
 
     pub fn group(&self, number: usize) -> Option<(BlockNo, u8)> {
@@ -82,8 +125,8 @@ impl Inodes {
     pub fn find(&self, ino: InodeNo) -> Option<Index> {
         let inode = (ino.0 % GROUP_BLOCKS).checked_sub(GROUP_INODES)?;
         let first = ino.0 - ino.0 % GROUP_BLOCKS;
-        let group = self.groups.binary_search_by(|(at, _)| at.cmp(&first)).ok()?;
-        Some(self.index_in(group, inode))
+        let group = self.groups.partition_point(|(at, _)| *at < first);
+        self.groups.get(group).filter(|(at, _)| *at == first).map(|_| self.index_in(group, inode))
     }
 
     pub fn number(&self, index: Index) -> InodeNo {
@@ -101,8 +144,13 @@ impl Inodes {
         }
     }
 
+    /// Is anything in this group whose blocks a later round must claim?
+    pub fn group_has_blocks(&self, group: usize) -> bool {
+        (0..GROUP_INODES).any(|inode| self.get(self.index_in(group, inode)).has_blocks)
+    }
+
     pub fn all(&self) -> impl Iterator<Item = Index> + use<> {
-        (0..self.known.len() as u32).map(Index)
+        (0..self.known.len as u32).map(Index)
     }
 
     /// Directories come in ascending order, too.
@@ -111,7 +159,7 @@ impl Inodes {
     }
 
     pub fn directories(&self) -> usize {
-        self.directories.len()
+        self.directories.len
     }
 
     pub fn directory(&self, number: usize) -> Option<Directory> {
@@ -119,7 +167,8 @@ impl Inodes {
     }
 
     pub fn find_directory(&self, index: Index) -> Option<usize> {
-        self.directories.binary_search_by(|d| d.index.cmp(&index)).ok()
+        let number = self.directories.partition_point(|d| d.index < index);
+        self.directories.get(number).filter(|d| d.index == index).map(|_| number)
     }
 
     pub fn found_in(&mut self, number: usize, parent: Index, key: u64) {
@@ -128,13 +177,19 @@ impl Inodes {
         }
     }
 
+    /// The directory in which this one's name was found.
+    fn parent_of(&self, number: usize) -> Option<usize> {
+        let (parent, _) = self.directories.get(number)?.found?;
+        self.find_directory(parent)
+    }
+
     /// Directories that lie in each other: one of each loop, that with the lowest number.
     pub fn loops(&self) -> Vec<usize> {
         const UNKNOWN: u32 = 0;
         const ENDS: u32 = 1;
-        let mut state = vec![UNKNOWN; self.directories.len()];
+        let mut state = vec![UNKNOWN; self.directories.len];
         let mut found = Vec::new();
-        for start in 0..self.directories.len() {
+        for start in 0..self.directories.len {
             // Marks of this walk; greater than those of all before it.
             let mark = start as u32 + 2;
             let mut at = start;
@@ -144,7 +199,7 @@ impl Inodes {
                     seen if seen == mark => break false,
                     _ => break true,
                 }
-                let parent = self.directories[at].found.and_then(|(parent, _)| self.find_directory(parent));
+                let parent = self.parent_of(at);
                 match parent {
                     Some(parent) if parent != at => at = parent,
                     Some(_) => break false,
@@ -154,7 +209,7 @@ impl Inodes {
             if !ends {
                 let mut lowest = at;
                 let mut next = at;
-                while let Some(parent) = self.directories[next].found.and_then(|f| self.find_directory(f.0)) {
+                while let Some(parent) = self.parent_of(next) {
                     lowest = lowest.min(parent);
                     next = parent;
                     if next == at {
@@ -166,7 +221,7 @@ impl Inodes {
             let mut next = start;
             while state[next] == mark {
                 state[next] = ENDS;
-                match self.directories[next].found.and_then(|f| self.find_directory(f.0)) {
+                match self.parent_of(next) {
                     Some(parent) => next = parent,
                     None => break,
                 }

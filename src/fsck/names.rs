@@ -10,6 +10,8 @@ use crate::layout::inode::InodeDisk;
 use crate::tree::TreeVisitor;
 use crate::types::{BlockNo, InodeNo};
 
+const PASS: &str = "directories";
+
 /// A directory as a walk meets its entries.
 struct Entries<'a, 'c, 'v, 'd> {
     checker: &'a mut Checker<'c, 'v, 'd>,
@@ -31,10 +33,14 @@ impl TreeVisitor<BadNode> for Entries<'_, '_, '_, '_> {
     fn node(&mut self, at: BlockNo, _: u8) {
         self.nodes += 1;
         self.checker.claim(self.ino, at, 1);
+        if self.checker.first_round {
+            self.checker.at.done = self.checker.report.links.min(self.checker.at.of);
+        }
+        self.checker.tick();
     }
 
     fn entry(&mut self, key: u64, value: &[u8]) {
-        if self.checker.first_round {
+        if self.checker.first_round && !self.checker.cancelled {
             self.entries += 1;
             self.look_at(key, value);
         }
@@ -152,15 +158,22 @@ impl Entries<'_, '_, '_, '_> {
 }
 
 impl Checker<'_, '_, '_> {
+    /// How far it is is measured in names, of which there are about as many as inodes: directories differ too much.
     pub(super) fn names(&mut self) -> Result<(), FsckError> {
-        let of = self.inodes.directories();
-        for number in 0..of {
-            self.progress("directories", number as u64, of as u64)?;
-            if let Some(directory) = self.inodes.directory(number) {
+        let directories = self.inodes.directories();
+        for number in 0..directories {
+            let (done, of) = match self.first_round {
+                true => (self.report.links.min(self.report.used_inodes), self.report.used_inodes),
+                false => (number as u64, directories as u64),
+            };
+            self.progress(PASS, done, of)?;
+            if let Some(directory) = self.inodes.directory(number)
+                && (self.first_round || self.inodes.get(directory.index).has_blocks)
+            {
                 self.directory(directory);
             }
         }
-        Ok(())
+        self.progress(PASS, 1, 1)
     }
 
     fn directory(&mut self, directory: Directory) {

@@ -1,5 +1,8 @@
 //! What journals hold of lives that ended without leaving: judged as if it were in place.
 //!
+//! Only where an image lies is remembered, and read there when it is asked for: all hosts of a large volume can die
+//! with four GiB in their journals. One journal at a time is in memory while it is looked through.
+//!
 //! Not for: replaying (`recovery`).
 
 use std::collections::BTreeMap;
@@ -10,7 +13,6 @@ use super::maintenance::before;
 use crate::device::BlockDevice;
 use crate::inspect::Volume;
 use crate::journal::{Ring, ScanError, scan};
-use crate::layout::Block;
 use crate::layout::lock::LockMode;
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::lease::{Door, Lease};
@@ -43,7 +45,7 @@ pub fn look(
     device: &Arc<dyn BlockDevice>,
     volume: &Volume<'_>,
     me: Option<Owner>,
-    images: &mut BTreeMap<BlockNo, Arc<Block>>,
+    images: &mut BTreeMap<BlockNo, BlockNo>,
 ) -> Result<Vec<Journal>, FsckError> {
     // Never claimed: a door of which only reads are asked.
     let door = Door::new(device.clone(), Arc::new(Lease::new()));
@@ -82,7 +84,7 @@ fn look_at(
     life: Incarnation,
     settled: Incarnation,
     given_up: bool,
-    images: &mut BTreeMap<BlockNo, Arc<Block>>,
+    images: &mut BTreeMap<BlockNo, BlockNo>,
 ) -> Result<Pending, FsckError> {
     let scanned = match scan(door, volume.id(), Ring::of(volume.geometry(), slot)) {
         Ok(scanned) => scanned,
@@ -109,7 +111,7 @@ fn look_at(
             Err(_) => None,
         });
         if tenure == Some(logged.tenure) {
-            images.insert(logged.block, logged.bytes);
+            images.insert(logged.block, logged.at);
             blocks += 1;
         }
     }

@@ -14,7 +14,9 @@ use zerocopy::little_endian::{U32, U64};
 use super::finding::{Finding, Kind, Phase, Place, Repair, Severity};
 use super::maintenance::{self, Maintenance};
 use super::patch::{Patch, PatchError};
-use super::{FsckError, Observer, Progress, Report, bodies, check_opened, open, quiet, repair_structure};
+use super::{
+    FsckError, Limits, Observer, Progress, Report, bodies, check_opened, open, quiet, repair_structure,
+};
 use crate::device::BlockDevice;
 use crate::heartbeat::HostIdentity;
 use crate::inspect::{InspectError, Volume};
@@ -115,7 +117,8 @@ fn rounds(
         maintenance.recover_the_dead(volume)?;
         let phase = Phase::Leftovers;
         let mut collect = Collect { out, allow, told: &mut told, phase, findings: Vec::new() };
-        result.report = check_opened(device, volume, Some(maintenance.me()), &mut collect)?;
+        result.report =
+            check_opened(device, volume, Some(maintenance.me()), Limits::default(), &mut collect)?;
         let findings = collect.findings;
         if findings.is_empty() || result.rounds == MOST_ROUNDS {
             return Ok(result);

@@ -11,10 +11,11 @@ use crate::layout::{Block, Magic, verify, zero_block};
 use crate::tree::{NodeRead, TreeError};
 use crate::types::{BLOCK_BYTES, BlockNo};
 
-/// Reads blocks. Cheap to copy a reference of; holds no more than the journals' images.
+/// Reads blocks; remembers nothing of them.
 pub struct View<'v, 'd> {
     pub volume: &'v Volume<'d>,
-    pub pending: BTreeMap<BlockNo, Arc<Block>>,
+    /// Where in a journal the block is that would be brought into place here.
+    pub pending: BTreeMap<BlockNo, BlockNo>,
 }
 
 /// Why a tree node can't be used: a sentence.
@@ -29,10 +30,8 @@ impl From<TreeError> for BadNode {
 impl View<'_, '_> {
     pub fn block(&self, at: BlockNo) -> Result<Box<Block>, InspectError> {
         let mut block = zero_block();
-        match self.pending.get(&at) {
-            Some(pending) => block.copy_from_slice(&pending[..]),
-            None => block.copy_from_slice(&self.volume.read_run(at, 1)?),
-        }
+        let from = self.pending.get(&at).copied().unwrap_or(at);
+        block.copy_from_slice(&self.volume.read_run(from, 1)?);
         Ok(block)
     }
 
@@ -44,11 +43,12 @@ impl View<'_, '_> {
         let pieces = bytes.chunks_exact(BLOCK_BYTES).enumerate();
         pieces
             .map(|(i, piece)| {
-                let mut block = zero_block();
-                match self.pending.get(&first.plus(i as u64)) {
-                    Some(pending) => block.copy_from_slice(&pending[..]),
-                    None => block.copy_from_slice(piece),
+                let at = first.plus(i as u64);
+                if self.pending.contains_key(&at) {
+                    return self.block(at);
                 }
+                let mut block = zero_block();
+                block.copy_from_slice(piece);
                 Ok(block)
             })
             .collect()

@@ -45,6 +45,8 @@ pub struct Logged {
     pub block: BlockNo,
     pub lock: BlockNo,
     pub tenure: Tenure,
+    /// Where in the ring the image lies.
+    pub at: BlockNo,
     pub bytes: Arc<Block>,
 }
 
@@ -94,7 +96,7 @@ impl Reader<'_> {
 /// A transaction found whole.
 struct Whole {
     commit: Commit,
-    records: Vec<(crate::layout::journal::JournalRecord, Option<Arc<Block>>)>,
+    records: Vec<(crate::layout::journal::JournalRecord, Option<(BlockNo, Arc<Block>)>)>,
 }
 
 /// Reads the journal in `ring`.
@@ -115,9 +117,9 @@ pub fn scan(door: &Door, volume: VolumeId, ring: Ring) -> Result<Scanned, ScanEr
     while let Some(whole) = read_one(&mut reader, volume, &header, position, sequence, chain, left)? {
         for (record, image) in whole.records {
             match (record.kind, image) {
-                (RecordKind::Image, Some(bytes)) => {
+                (RecordKind::Image, Some((at, bytes))) => {
                     let (block, lock, tenure) = (record.block, record.lock, record.tenure);
-                    images.insert((block, tenure), Logged { block, lock, tenure, bytes });
+                    images.insert((block, tenure), Logged { block, lock, tenure, at, bytes });
                 }
                 _ if is_planted(Bug::RevokesForgotten) => {}
                 _ => images.retain(|(block, _), _| *block != record.block),
@@ -191,8 +193,8 @@ fn read_one(
             }
             let image = reader.block(position + at)?;
             hasher.update(&image[..]);
+            records.push((record, Some((ring.at(position + at), image))));
             at += 1;
-            records.push((record, Some(image)));
         }
     }
 }

@@ -1,0 +1,97 @@
+//! What does a check of a large volume cost, and does it find in it what is wrong and nothing else? On a device
+//! that makes up what was not written (`fsck_scale/device.rs`).
+//!
+//! ```sh
+//! cargo test --release --test fsck_scale -- --ignored --nocapture --test-threads=1    # 64 TiB, ten million files
+//! ```
+//!
+//! Each measurement is a process of its own, so that its peak of memory is its own.
+
+#[path = "fsck_scale/breaks.rs"]
+mod breaks;
+#[path = "fsck_scale/device.rs"]
+mod device;
+#[path = "fsck_scale/measure.rs"]
+mod measure;
+#[path = "fsck_scale/nodes.rs"]
+mod nodes;
+#[path = "fsck_scale/shape.rs"]
+mod shape;
+
+use lunfs::fsck::finding::Finding;
+use lunfs::fsck::{Limits, check, check_within};
+
+use self::breaks::break_some;
+use self::device::Generated;
+use self::measure::{Figures, bound_bytes, measured};
+
+const TIB: u64 = 1 << 40;
+
+#[test]
+fn a_generated_volume_is_clean_and_what_breaks_is_found_exactly() {
+    let device = Generated::new(TIB, 12_000, 60);
+    let mut found: Vec<Finding> = Vec::new();
+    let report = check(device.clone(), &mut found).unwrap();
+    assert_eq!(found, [], "a volume as it should be");
+    let filled = device.filled();
+    assert_eq!(report.files, filled * device.shape.files);
+    assert_eq!(
+        report.directories,
+        filled * (1 + device.shape.subs.len() as u64) + 2 + u64::from(device.g().slots)
+    );
+    assert_eq!((report.orphans, report.rounds), (filled, 1));
+    for seed in lunfs::rt::sim::seeds(0..4) {
+        let device = Generated::new(TIB, 12_000, 60);
+        let expected = break_some(&device, seed);
+        let mut found: Vec<Finding> = Vec::new();
+        check(device, &mut found).unwrap();
+        breaks::compare(seed, &expected, &found);
+    }
+}
+
+#[test]
+fn several_rounds_find_the_same_as_one() {
+    for seed in lunfs::rt::sim::seeds(10..13) {
+        let device = Generated::new(TIB, 12_000, 60);
+        let expected = break_some(&device, seed);
+        let mut found: Vec<Finding> = Vec::new();
+        let limits = Limits { usage_bytes: 600 << 10 };
+        let report = check_within(device, limits, &mut found).unwrap();
+        assert!((2..40).contains(&report.rounds), "{report:?}");
+        breaks::compare(seed, &expected, &found);
+    }
+}
+
+#[test]
+fn memory_stays_within_what_the_documentation_says() {
+    let [small, large] =
+        [(TIB, 20_000), (4 * TIB, 120_000)].map(|(size, files)| measured(size, files, 90, None));
+    for figures in [&small, &large] {
+        assert!(figures.grown_bytes <= figures.bound_bytes, "{figures:?}");
+        assert_eq!(figures.findings, 0, "{figures:?}");
+    }
+    assert!(large.bound_bytes < bound_bytes(200_000, 10_000) && large.files > 100_000, "{large:?}");
+}
+
+/// The full size; the figures are in `docs/fsck.md`.
+#[test]
+#[ignore = "minutes; for a release build"]
+fn ten_million_files_on_64_tib() {
+    let sizes = [(TIB, 100_000), (8 * TIB, 1_000_000), (64 * TIB, 10_000_000)];
+    let all = sizes.map(|(size, files)| measured(size, files, 90, None));
+    let broken = measured(64 * TIB, 10_000_000, 90, Some(7));
+    println!("{}", Figures::HEAD);
+    all.iter().chain([&broken]).for_each(|figures| println!("{figures}"));
+    for figures in all.iter().chain([&broken]) {
+        assert!(figures.grown_bytes <= figures.bound_bytes, "{figures:?}");
+    }
+    assert!(all.iter().all(|figures| figures.findings == 0));
+    assert!(all[2].files >= 9_900_000 && broken.findings > 10);
+}
+
+/// Not a test of its own: what [`measured`] starts.
+#[test]
+#[ignore = "started by the others"]
+fn worker() {
+    measure::worker();
+}
