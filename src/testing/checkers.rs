@@ -68,7 +68,7 @@ pub(super) struct Notes {
     pub born: BTreeSet<BlockNo>,
     pub nonces: HashSet<[u8; 16]>,
     /// Locks that a recoverer swapped, as nobody has since: it may replay under them.
-    pub pinned: BTreeMap<BlockNo, Owner>,
+    pub pinned: BTreeMap<BlockNo, (Owner, Nonce)>,
     /// Share bits of locks, and the last lives that got them.
     pub shares: BTreeMap<(BlockNo, Slot), Incarnation>,
     /// Commands judged, and those that changed a lock.
@@ -235,9 +235,5 @@ impl LunObserver for Judge {
         }
         self.judge_lease(&notes, c, false);
         self.judge_write(&mut notes, c, first..last + 1);
-    }
-
-    fn power_cut(&self) {
-        self.notes().pinned.clear();
     }
 }

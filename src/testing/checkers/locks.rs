@@ -30,7 +30,7 @@ impl Judge {
         }
         match before.mode {
             LockMode::Exclusive { owner, .. } if owner != me && self.recovers(me, owner) => {
-                notes.pinned.insert(before.address, me);
+                notes.pinned.insert(before.address, (me, after.nonce));
             }
             _ => drop(notes.pinned.remove(&before.address)),
         }

@@ -100,8 +100,10 @@ impl Judge {
     /// for a recoverer a swap of the lock and its mark in the slot.
     fn judge_rest(&self, notes: &Notes, c: &Executed<'_>, me: Owner, at: BlockNo, lock: BlockNo) {
         let who = c.host;
-        let mode = self.lock_on_lun(lock).map(|r| r.mode);
-        let Some(LockMode::Exclusive { owner, .. }) = mode else { return };
+        let Some(LockRecord { mode: LockMode::Exclusive { owner, .. }, nonce, .. }) = self.lock_on_lun(lock)
+        else {
+            return;
+        };
         let at_risk = |block: BlockNo| self.lun.is_at_risk(block.offset_bytes());
         // A birth brings its locks along.
         let born = (c.offset_bytes..c.offset_bytes + c.len_bytes).contains(&lock.offset_bytes());
@@ -113,7 +115,7 @@ impl Judge {
             return;
         }
         assert!(
-            notes.pinned.get(&lock) == Some(&me),
+            notes.pinned.get(&lock).is_some_and(|pin| *pin == (me, nonce)),
             "check 2: {who} ({me}) replays a block at {at}, covered by lock {lock}, which it did not swap first"
         );
         assert!(
