@@ -125,12 +125,12 @@ impl Heartbeat {
         this.ats.set_names(move |slot| Some(peers.upgrade()?.last_seen(slot)?.host_name));
         let beat = {
             let (this, period) = (this.clone(), Duration::from_millis(durations.beat_ms.into()));
-            rt::spawn("beat", move || this.beat_loop(claimed_at, period))
+            rt::spawn_urgent("beat", move || this.beat_loop(claimed_at, period))
         };
         let watch = {
             let (peers, stop) = (this.peers.clone(), this.stop.clone());
             let period = Duration::from_millis(durations.beat_ms.into());
-            rt::spawn("watch", move || peers.watch_loop(&stop, period))
+            rt::spawn_urgent("watch", move || peers.watch_loop(&stop, period))
         };
         this.threads.lock().extend([beat, watch]);
         this

@@ -97,7 +97,7 @@ impl Demand {
     pub fn start(self: &Arc<Self>) -> Result<(), AtsError> {
         self.publish(&mut self.own.lock(), IoClass::Wish)?;
         let this = self.clone();
-        *self.thread.lock() = Some(rt::spawn("demand", move || this.run()));
+        *self.thread.lock() = Some(rt::spawn_urgent("demand", move || this.run()));
         Ok(())
     }
 

@@ -92,6 +92,23 @@ where
     }
 }
 
+/// Like [`spawn`], for threads on whose punctuality the lease depends: they come before all that are not real-time,
+/// where the system allows it. They do little.
+#[track_caller]
+pub fn spawn_urgent<T, F>(name: &str, f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    spawn(name, move || {
+        if !hooks::is_simulated() {
+            // Linux keeps a priority for each thread, and 0 is the one that asks (sched(7)).
+            let _ = rustix::process::setpriority_process(None, -20);
+        }
+        f()
+    })
+}
+
 /// Like [`spawn`], but a refusal by the system is an answer.
 #[track_caller]
 pub fn try_spawn<T, F>(name: &str, f: F) -> std::io::Result<JoinHandle<T>>

@@ -203,3 +203,29 @@ fn coming_and_going() {
     assert_eq!(names.len() as u64, made + super::harness::rounds(8));
     cluster.end();
 }
+
+/// What the lease depends on does not stand in one line with all that a busy machine does.
+#[test]
+fn beats_come_first() {
+    if !can_mount() {
+        return;
+    }
+    let mut cluster = Cluster::new(Backing::File(512), 2, "256M");
+    let pid = cluster.mount().pid;
+    let mut urgent = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // Field 19, counted behind the name (proc_pid_stat(5)).
+        let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16));
+        if nice == Some("-20") {
+            urgent.push(name.trim().to_owned());
+        }
+    }
+    urgent.sort();
+    assert_eq!(urgent, ["beat", "demand", "fence", "watch"]);
+    if let Ok(group) = fs::read_to_string(format!("/proc/{pid}/autogroup")) {
+        assert!(group.contains("nice -10"), "{group}");
+    }
+    cluster.end();
+}
