@@ -153,6 +153,16 @@ impl Fs {
         self.directories.lock().contains(&ino)
     }
 
+    /// The kernel has forgotten its names, and nothing was served of it since.
+    pub fn forget_directory(&self, ino: InodeNo) {
+        self.directories.lock().remove(&ino);
+    }
+
+    /// How many inodes are remembered as directories.
+    pub fn directories_known(&self) -> usize {
+        self.directories.lock().len()
+    }
+
     fn note_directory(&self, ino: InodeNo) {
         self.directories.lock().insert(ino);
     }

@@ -101,6 +101,8 @@ pub trait Steward: Send + Sync {
     fn settle(&self, lock: LockId) -> Result<(), String>;
     /// How the inode under the lock is used on this host.
     fn usage(&self, lock: LockId) -> Usage;
+    /// The lock is no longer remembered, after it was silenced and nothing was served under it since.
+    fn forgotten(&self, _lock: LockId) {}
     /// What kind of lock lies at an address that came from outside; `None`: no lock.
     fn kind_of(&self, at: BlockNo) -> Option<LockKind>;
 }

@@ -295,12 +295,12 @@ impl Volume {
             threads: Mutex::new(Vec::new()),
         });
         let commits = {
-            let (keeper, store, locks) = (keeper.clone(), store.clone(), locks.clone());
-            rt::spawn("commit", move || keeper.keep_committing(&store, &locks, lease))
+            let (keeper, store) = (keeper.clone(), store.clone());
+            rt::spawn("commit", move || keeper.keep_committing(&store, lease))
         };
         let reaps = {
-            let (keeper, fs) = (keeper.clone(), fs.clone());
-            rt::spawn("reap", move || keeper.keep_reaping(&fs))
+            let (keeper, fs, locks) = (keeper.clone(), fs.clone(), locks.clone());
+            rt::spawn("reap", move || keeper.keep_reaping(&fs, &locks))
         };
         let recovers = {
             let (keeper, heartbeat) = (keeper.clone(), heartbeat.clone());
@@ -312,7 +312,7 @@ impl Volume {
             // Takes no lock of ours until the lease has ended, so that nothing can delay it.
             let (lease, hooks, steward) = (door.lease().clone(), end_hooks.clone(), steward.clone());
             let (door, heartbeat) = (door.clone(), heartbeat.clone());
-            rt::spawn("fence", move || {
+            rt::spawn_urgent("fence", move || {
                 let reason = lease.wait_for_end();
                 if reason == LEFT {
                     return;
@@ -499,7 +499,7 @@ impl Keeper {
         !*stop
     }
 
-    fn keep_committing(&self, store: &Store, locks: &LockManager, patience: Duration) {
+    fn keep_committing(&self, store: &Store, patience: Duration) {
         let mut failing_since = None;
         while self.pause() && store.door().lease().allows() {
             match store.housekeep(COMMIT_AGE) {
@@ -513,11 +513,10 @@ impl Keeper {
                     }
                 }
             }
-            locks.trim(MOST_LOCKS);
         }
     }
 
-    fn keep_reaping(&self, fs: &Fs) {
+    fn keep_reaping(&self, fs: &Fs, locks: &Arc<LockManager>) {
         let mut next_sweep = Instant::now();
         while self.pause() && fs.store().door().lease().allows() {
             if Instant::now() >= next_sweep {
@@ -527,6 +526,8 @@ impl Keeper {
                 }
             }
             fs.reap();
+            // Waits for the kernel, and so for nothing that a commit has to wait for.
+            locks.trim(MOST_LOCKS);
         }
     }
 
@@ -597,6 +598,12 @@ impl Steward for VolumeSteward {
             kernel.forget_names(ino);
         }
         kernel.forget_inode(ino);
+    }
+
+    fn forgotten(&self, lock: LockId) {
+        if let (LockKind::Inode, Some(fs)) = (lock.kind, self.fs()) {
+            fs.forget_directory(inode_of_lock(lock.at));
+        }
     }
 
     fn settle(&self, lock: LockId) -> Result<(), String> {

@@ -56,6 +56,10 @@ impl LockManager {
                 };
                 if gone {
                     shard.remove(&at);
+                    // While nobody else can begin to use it.
+                    if let Some(steward) = self.steward() {
+                        steward.forgotten(entry.id);
+                    }
                     forgotten += 1;
                     surplus -= 1;
                 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
 use lunfs::fs::api::{FsError, Operations};
 use lunfs::rt;
+use lunfs::rt::HostTag;
 use lunfs::rt::planted::Bug;
-use lunfs::rt::sim::{Failure, Simulation, seeds};
+use lunfs::rt::sim::{Failure, Simulation, on_host, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::types::InodeNo;
 
@@ -182,6 +183,46 @@ fn a_failed_header_costs_no_room_in_the_journal() {
             });
             rt::sleep(Duration::from_secs(20));
             assert_eq!(store.journal_space().map(|(free, _)| free), Some(free), "room was lost");
+            cluster.finish();
+        });
+    }
+}
+
+/// What is remembered of directories goes with their locks.
+#[test]
+fn forgotten_locks_take_what_was_known_of_directories_along() {
+    for seed in seeds(0..4) {
+        let volume = &volumes()[(seed % 4) as usize];
+        Simulation::new(seed).max_time(LONG).run(move || {
+            let cluster = Cluster::start(volume, 2);
+            let root = cluster.root();
+            let make = |host: usize, names: std::ops::Range<u32>| {
+                cluster.on(host, |fs| {
+                    for n in names {
+                        fs.mkdir(&cx(), root, format!("d{n}").as_bytes(), 0o755).map(drop).unwrap();
+                    }
+                });
+            };
+            make(0, 0..40);
+            let on_first = &cluster.hosts[0].volume;
+            assert!(on_first.fs().directories_known() > 40);
+            rt::sleep(Duration::from_secs(1));
+            // Twice: what was used since the last time stays.
+            on_host(HostTag(0), || {
+                on_first.locks().trim(0);
+                assert!(on_first.locks().trim(0) >= 40);
+            });
+            assert!(on_first.fs().directories_known() < 8, "{}", on_first.fs().directories_known());
+            // Nothing that counts was forgotten.
+            make(1, 40..60);
+            for host in [0, 1] {
+                cluster.on(host, |fs| {
+                    for n in 0..60 {
+                        let dir = fs.lookup(&cx(), root, format!("d{n}").as_bytes()).unwrap().value.ino;
+                        fs.mkdir(&cx(), dir, &[b'a' + host as u8], 0o755).map(drop).unwrap();
+                    }
+                });
+            }
             cluster.finish();
         });
     }
