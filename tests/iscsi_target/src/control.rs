@@ -1,7 +1,7 @@
 //! The control socket: one JSON object a line, one JSON object back, on a Unix socket.
 //!
-//! Each request names its operation in `op`; what each takes is in `Request`. Answers are `{"ok":...}` or
-//! `{"error":"..."}`. The same operations are methods of `Target` for tests in the same process.
+//! Each request names its operation in `op`; what each takes is in `Request`, and `stop` ends the program. Answers are
+//! `{"ok":...}` or `{"error":"..."}`. The same operations are methods of `Target` for tests in the same process.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -99,37 +99,41 @@ enum Request {
         #[serde(default)]
         since: u64,
     },
-    Stop,
 }
 
 fn one() -> u64 {
     1
 }
 
-/// LUNs that were taken away, and whether it is time to end.
-#[derive(Default)]
-struct Aside {
-    unmapped: Mutex<HashMap<u16, UnmappedLun>>,
-    stop: Mutex<bool>,
-    stopping: Condvar,
+/// Serves a target until a `stop`; the socket is removed then.
+pub fn serve(target: Arc<Target>, path: &Path) -> io::Result<()> {
+    let unmapped = Mutex::new(HashMap::new());
+    serve_lines(path, move |line| carry_out(&target, &unmapped, serde_json::from_str(line)?))
 }
 
-/// Serves until a `stop`; the socket is removed then.
-pub fn serve(target: Arc<Target>, path: &Path) -> io::Result<()> {
+/// Serves until a request is `{"op":"stop"}`.
+pub fn serve_lines(
+    path: &Path,
+    answer: impl Fn(&str) -> io::Result<Value> + Send + Sync + 'static,
+) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
-    let aside = Arc::new(Aside::default());
-    let served = aside.clone();
+    let answer = Arc::new(answer);
+    let stop = Arc::new((Mutex::new(false), Condvar::new()));
+    let stopping = stop.clone();
     std::thread::Builder::new().name("control".into()).spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (target, aside) = (target.clone(), served.clone());
-            let _ = std::thread::Builder::new()
-                .name("control".into())
-                .spawn(move || talk(&target, &aside, &stream));
+            let (answer, stop) = (answer.clone(), stopping.clone());
+            let _ = std::thread::Builder::new().name("control".into()).spawn(move || {
+                if talk(&stream, &*answer) {
+                    *lock(&stop.0) = true;
+                    stop.1.notify_all();
+                }
+            });
         }
     })?;
-    let mut stop = lock(&aside.stop);
-    while !*stop {
-        stop = aside.stopping.wait(stop).unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut stopped = lock(&stop.0);
+    while !*stopped {
+        stopped = stop.1.wait(stopped).unwrap_or_else(|poisoned| poisoned.into_inner());
     }
     std::fs::remove_file(path)
 }
@@ -143,24 +147,30 @@ pub fn ask(path: &Path, request: &Value) -> io::Result<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn talk(target: &Target, aside: &Aside, mut stream: &UnixStream) {
+/// Answers until the other end hangs up; true if it asked to stop.
+fn talk(mut stream: &UnixStream, answer: &dyn Fn(&str) -> io::Result<Value>) -> bool {
     for line in BufReader::new(stream).lines() {
-        let Ok(line) = line else { return };
+        let Ok(line) = line else { return false };
         if line.trim().is_empty() {
             continue;
         }
-        let request = serde_json::from_str::<Request>(&line).map_err(io::Error::from);
-        let answer = match request.and_then(|request| carry_out(target, aside, request)) {
+        let stop = serde_json::from_str::<Value>(&line).is_ok_and(|request| request["op"] == "stop");
+        let said = match if stop { Ok(Value::Null) } else { answer(&line) } {
             Ok(value) => json!({ "ok": value }),
             Err(e) => json!({ "error": e.to_string() }),
         };
-        if stream.write_all(format!("{answer}\n").as_bytes()).is_err() {
-            return;
+        if stream.write_all(format!("{said}\n").as_bytes()).is_err() || stop {
+            return stop;
         }
     }
+    false
 }
 
-fn carry_out(target: &Target, aside: &Aside, request: Request) -> io::Result<Value> {
+fn carry_out(
+    target: &Target,
+    unmapped: &Mutex<HashMap<u16, UnmappedLun>>,
+    request: Request,
+) -> io::Result<Value> {
     Ok(match request {
         Request::Rule { rule } => json!(target.add_rule(rule)),
         Request::RemoveRule { id } => json!(target.remove_rule(&id)),
@@ -183,12 +193,12 @@ fn carry_out(target: &Target, aside: &Aside, request: Request) -> io::Result<Val
             let found = target.unmap_lun(lun);
             let there = found.is_some();
             if let Some(found) = found {
-                lock(&aside.unmapped).insert(lun, found);
+                lock(unmapped).insert(lun, found);
             }
             json!(there)
         }
         Request::MapLun { lun } => {
-            let found = lock(&aside.unmapped).remove(&lun);
+            let found = lock(unmapped).remove(&lun);
             let there = found.is_some();
             if let Some(found) = found {
                 target.map_lun(found);
@@ -208,11 +218,6 @@ fn carry_out(target: &Target, aside: &Aside, request: Request) -> io::Result<Val
         }
         Request::Status => status(target)?,
         Request::Trace { since } => json!(target.trace_since(since)),
-        Request::Stop => {
-            *lock(&aside.stop) = true;
-            aside.stopping.notify_all();
-            json!(null)
-        }
     })
 }
 

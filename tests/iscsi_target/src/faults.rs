@@ -169,17 +169,17 @@ impl Fault {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Shown in the trace; given by the target if empty.
+pub struct Rule<F = Fault> {
+    /// Shown in the trace; given if empty.
     #[serde(default)]
     pub id: String,
     #[serde(default)]
     pub select: Select,
-    pub fault: Fault,
+    pub fault: F,
 }
 
-impl Rule {
-    pub fn new(id: &str, select: Select, fault: Fault) -> Self {
+impl<F> Rule<F> {
+    pub fn new(id: &str, select: Select, fault: F) -> Self {
         Rule { id: id.to_owned(), select, fault }
     }
 }
@@ -193,8 +193,8 @@ pub struct Arrival<'a> {
     pub blocks: Option<(u64, u32)>,
 }
 
-struct Active {
-    rule: Rule,
+struct Active<F> {
+    rule: Rule<F>,
     id: Arc<str>,
     selected: u64,
     fired: u64,
@@ -203,21 +203,27 @@ struct Active {
 
 /// A rule and how often it was asked and used.
 #[derive(Clone, Debug, Serialize)]
-pub struct Standing {
-    pub rule: Rule,
+pub struct Standing<F = Fault> {
+    pub rule: Rule<F>,
     pub selected: u64,
     pub fired: u64,
 }
 
-#[derive(Default)]
-pub struct Faults {
-    active: Vec<Active>,
+/// Rules of one kind of fault: those of the target, or those of the proxy.
+pub struct Rules<F> {
+    active: Vec<Active<F>>,
     given: u64,
 }
 
-impl Faults {
+impl<F> Default for Rules<F> {
+    fn default() -> Self {
+        Rules { active: Vec::new(), given: 0 }
+    }
+}
+
+impl<F: Clone> Rules<F> {
     /// The id under which the trace will name it. A rule with the id of another takes its place.
-    pub fn add(&mut self, mut rule: Rule) -> String {
+    pub fn add(&mut self, mut rule: Rule<F>) -> String {
         if rule.id.is_empty() {
             self.given += 1;
             rule.id = format!("rule-{}", self.given);
@@ -242,14 +248,14 @@ impl Faults {
         self.active.is_empty()
     }
 
-    pub fn standing(&self) -> Vec<Standing> {
+    pub fn standing(&self) -> Vec<Standing<F>> {
         self.active
             .iter()
             .map(|one| Standing { rule: one.rule.clone(), selected: one.selected, fired: one.fired })
             .collect()
     }
 
-    pub fn take(&mut self, arrival: &Arrival) -> Option<(Arc<str>, Fault)> {
+    pub fn take(&mut self, arrival: &Arrival) -> Option<(Arc<str>, F)> {
         for one in &mut self.active {
             if !selects(&one.rule.select, arrival) {
                 continue;
@@ -284,7 +290,7 @@ fn selects(select: &Select, arrival: &Arrival) -> bool {
 mod tests {
     use super::*;
 
-    fn take(faults: &mut Faults, opcode: u8, lba: u8, initiator: &str) -> Option<String> {
+    fn take(faults: &mut Rules<Fault>, opcode: u8, lba: u8, initiator: &str) -> Option<String> {
         let mut bytes = [0u8; 16];
         bytes[0] = opcode;
         bytes[9] = lba;
@@ -296,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_nth_at_its_blocks_of_its_initiator() {
-        let mut faults = Faults::default();
+        let mut faults = Rules::default();
         let select = Select::kind(Kind::CompareAndWrite).lba(4, 6).initiator("host-b").nth(2);
         faults.add(Rule::new("x", select, Fault::Drop));
         assert_eq!(take(&mut faults, 0x89, 5, "host-b"), None, "the first");
@@ -311,7 +317,7 @@ mod tests {
     #[test]
     fn the_same_seed_takes_the_same() {
         let run = |seed| {
-            let mut faults = Faults::default();
+            let mut faults = Rules::default();
             faults.add(Rule::new("x", Select::default().probability(0.3, seed), Fault::Drop));
             (0..200).map(|_| take(&mut faults, 0x89, 0, "a").is_some()).collect::<Vec<_>>()
         };

@@ -147,6 +147,11 @@ impl Initiator {
         Ok(session)
     }
 
+    /// How long to wait for an answer from now on.
+    pub fn timeout_ms(&self, ms: u64) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(Duration::from_millis(ms)))
+    }
+
     fn log_in(&mut self, login: &Login) -> io::Result<()> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let discovery = login.target.is_empty();

@@ -1,4 +1,4 @@
-//! The test target as a program: `serve`, and `ctl` to talk to one that serves.
+//! The test target as a program: `serve`, the fault proxy `proxy`, and `ctl` to talk to either.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use lunfs_test_target::proxy::{self, Proxy};
 use lunfs_test_target::{Chap, Config, LunConfig, Personality, Target, control};
 use serde_json::Value;
 
@@ -21,6 +22,19 @@ struct Cli {
 enum Command {
     /// Serve until `stop` comes over the control socket, or for ever; prints one line `ready URL`
     Serve(Serve),
+    /// Stand between an initiator and any target; prints one line `ready ADDRESS`
+    Proxy {
+        /// The target's portal
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        /// As {"select":{"kind":"compare_and_write","nth":3},"fault":{"do":"cut_after"}}; several are possible
+        #[arg(long)]
+        rule: Vec<String>,
+        #[arg(long)]
+        control: Option<PathBuf>,
+    },
     /// Send one JSON request to a control socket and print the answer
     Ctl {
         socket: PathBuf,
@@ -80,6 +94,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(serve) => run(serve),
+        Command::Proxy { to, listen, rule, control } => stand_between(to, listen, &rule, control.as_deref()),
         Command::Ctl { socket, request } => ask(&socket, &request),
     };
     match result {
@@ -88,6 +103,25 @@ fn main() -> ExitCode {
             eprintln!("lunfs-test-target: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn stand_between(
+    to: SocketAddr,
+    listen: SocketAddr,
+    rules: &[String],
+    control: Option<&std::path::Path>,
+) -> io::Result<()> {
+    let proxy = Proxy::start(listen, to)?;
+    for rule in rules {
+        proxy.add_rule(serde_json::from_str(rule)?);
+    }
+    println!("ready {}", proxy.portal());
+    match control {
+        Some(path) => proxy::serve(proxy, path),
+        None => loop {
+            std::thread::park();
+        },
     }
 }
 

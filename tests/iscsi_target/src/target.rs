@@ -15,7 +15,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::attention;
-use crate::faults::{Faults, Rule, Standing};
+use crate::faults::{Fault, Rule, Rules, Standing};
 use crate::gate::Gate;
 use crate::lock;
 use crate::nexus::Nexus;
@@ -144,7 +144,7 @@ pub(crate) struct Shared {
     pub luns: RwLock<BTreeMap<u16, Arc<Lun>>>,
     pub sessions: Mutex<Sessions>,
     pub gate: Gate,
-    pub faults: Mutex<Faults>,
+    pub faults: Mutex<Rules<Fault>>,
     pub any_fault: AtomicBool,
     pub trace: Mutex<Trace>,
     pub stopping: AtomicBool,
