@@ -47,6 +47,17 @@ pub enum Unmapped {
     Garbage,
 }
 
+/// What becomes of the registration of a nexus that logs in again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginAgain {
+    #[default]
+    Kept,
+    Lost,
+    /// Its key stays in the list, and belongs to nobody any more. tgtd does that.
+    Orphaned,
+}
+
 /// How long commands take before they execute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -108,8 +119,8 @@ pub struct Personality {
     pub preempt_and_abort: bool,
     /// UNMAP and WRITE SAME of a host without the right are refused as well.
     pub reservations_cover_unmap: bool,
-    /// A registration survives that its nexus logs in again.
-    pub registrations_survive_login: bool,
+    /// What becomes of a registration when its nexus logs in again.
+    pub registration_at_login: LoginAgain,
     /// Aborted by another nexus: TASK ABORTED instead of no answer.
     pub task_aborted_status: bool,
 
@@ -147,7 +158,7 @@ impl Default for Personality {
             aptpl: true,
             preempt_and_abort: true,
             reservations_cover_unmap: true,
-            registrations_survive_login: true,
+            registration_at_login: LoginAgain::Kept,
             task_aborted_status: true,
             attention_at_login: true,
             descriptor_sense: false,

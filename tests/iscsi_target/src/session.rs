@@ -19,6 +19,7 @@ use crate::login::{self, LoggedIn, Parameters};
 use crate::nexus::Nexus;
 use crate::pdu::{self, Header, NO_TAG, Pdu, initiator, target};
 use crate::run::Task;
+use crate::scsi::TRANSFER_BYTES_MAX;
 use crate::scsi::cdb::Cdb;
 use crate::sense::{Answer, GOOD};
 use crate::target::{Lun, Shared};
@@ -309,7 +310,7 @@ impl Reader {
         let header = pdu.header;
         let (reads, writes) = (header.flags() & 0x40 != 0, header.flags() & 0x20 != 0);
         let expected = header.u32_at(20) as usize;
-        if !writes || expected == 0 || expected > (64 << 20) {
+        if !writes || expected == 0 || expected as u64 > TRANSFER_BYTES_MAX {
             return self.arrived(&header, pdu.data, reads);
         }
         let unsolicited = !header.is_final();

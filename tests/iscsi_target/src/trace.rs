@@ -32,11 +32,16 @@ pub struct Entry {
     /// The second execution of one command.
     pub again: bool,
     /// The rule that took it.
+    #[serde(serialize_with = "as_name")]
     pub fault: Option<Arc<str>>,
 }
 
 fn as_text<S: Serializer>(nexus: &Nexus, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(nexus)
+}
+
+fn as_name<S: Serializer>(name: &Option<Arc<str>>, to: S) -> Result<S::Ok, S::Error> {
+    name.as_deref().serialize(to)
 }
 
 impl Entry {

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use lunfs_test_target::initiator::{Initiator, Login, cdb_16};
-use lunfs_test_target::personality::{CompareAndWrite, Information, Latency, Slow, Unmapped};
+use lunfs_test_target::personality::{CompareAndWrite, Information, Latency, LoginAgain, Slow, Unmapped};
 use lunfs_test_target::{Config, LunConfig, Personality, Target};
 
 const LBA: u64 = 40;
@@ -309,17 +309,22 @@ fn a_fenced_host_and_unmap() {
 
 #[test]
 fn registrations_and_a_new_login() {
-    for survive in [true, false] {
-        let target = with(|p| p.registrations_survive_login = survive);
+    for (what, listed, ours) in [
+        (LoginAgain::Kept, true, true),
+        (LoginAgain::Lost, false, false),
+        (LoginAgain::Orphaned, true, false),
+    ] {
+        let target = with(|p| p.registration_at_login = what);
         let (mut a, mut b) = (one(&target, "a"), one(&target, "b"));
         assert!(a.reserve_out(0, 0, 0, 0xa).unwrap().is_good());
+        assert!(a.reserve_out(1, 5, 0xa, 0).unwrap().is_good());
         drop(a);
         let mut again = one(&target, "a");
-        let (_, keys) = b.keys().unwrap();
-        assert_eq!(keys, if survive { vec![0xa] } else { vec![] });
+        assert_eq!(b.keys().unwrap().1, if listed { vec![0xa] } else { vec![] }, "{what:?}");
+        assert_eq!(again.write(LBA, &block(1), 512).unwrap().is_good(), !listed || ours, "{what:?}");
         let mut other = Login::to(&target, "a").isid(2).ready().unwrap();
         assert_eq!(other.reserve_out(0, 0, 0xa, 0xb).unwrap().status, 0x18, "another ISID is another nexus");
-        assert_eq!(again.reserve_out(0, 0, 0xa, 0xb).unwrap().is_good(), survive);
+        assert_eq!(again.reserve_out(0, 0, 0xa, 0xb).unwrap().is_good(), ours, "{what:?}");
     }
 }
 

@@ -57,6 +57,22 @@ fn tgtd_with_its_compare_and_write() {
 }
 
 #[test]
+fn tgtd_forgets_whose_a_registration_is_when_its_host_logs_in_again() {
+    let Some(tgtd) = had(Tgtd::start(small())) else { return };
+    for first_still_there in [false, true] {
+        let mut a = login(&tgtd, "a").ready().unwrap();
+        assert!(a.reserve_out(6, 0, 0, 0xa).unwrap().is_good());
+        let kept = if first_still_there { Some(a) } else { None };
+        let mut again = login(&tgtd, "a").ready().unwrap();
+        assert_eq!(again.keys().unwrap().1, [0xa], "the key is listed");
+        assert_eq!(again.reserve_out(0, 0, 0xa, 0xb).unwrap().status, 0x18, "and is nobody's");
+        drop(kept);
+        assert!(again.reserve_out(6, 0, 0, 0xc).unwrap().is_good());
+        assert!(again.reserve_out(3, 0, 0xc, 0).unwrap().is_good());
+    }
+}
+
+#[test]
 fn tgtd_frozen_executes_on_waking() {
     let Some(tgtd) = had(Tgtd::start(small())) else { return };
     let mut a = login(&tgtd, "a").timeout_ms(300).ready().unwrap();

@@ -5,3 +5,5 @@ pub mod pages;
 pub mod reservation;
 mod transfer;
 pub mod unit;
+
+pub use transfer::TRANSFER_BYTES_MAX;

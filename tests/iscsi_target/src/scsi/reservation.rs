@@ -69,6 +69,8 @@ pub struct Reservations {
     pub reservation: Option<Reservation>,
     /// Survive a loss of power.
     pub aptpl: bool,
+    /// Counts registrations that became nobody's.
+    orphans: u32,
 }
 
 /// What a command asks of the reservation.
@@ -215,6 +217,20 @@ impl Reservations {
             }
         }
         effects
+    }
+
+    /// The registration stays and belongs to nobody who could log in; so does a reservation that it holds.
+    pub fn orphan(&mut self, nexus: &Nexus) {
+        self.orphans += 1;
+        let nobody = Nexus::new(&format!("{}#{}", nexus.initiator, self.orphans), nexus.isid);
+        for one in self.registrations.iter_mut().filter(|one| one.nexus == *nexus) {
+            one.nexus = nobody.clone();
+        }
+        if let Some(Reservation { holder: Some(holder), .. }) = &mut self.reservation {
+            if holder == nexus {
+                *holder = nobody;
+            }
+        }
     }
 
     fn reserve(&mut self, nexus: &Nexus, kind: Type) -> Outcome {

@@ -9,7 +9,7 @@ use crate::scsi::unit::{Command, How, Unit};
 use crate::sense::{Answer, Sense};
 
 /// One transfer, whatever the CDB says: no initiator can make the target take more memory than this.
-const TRANSFER_BYTES_MAX: u64 = 64 << 20;
+pub const TRANSFER_BYTES_MAX: u64 = 256 << 20;
 
 fn invalid_field(at: u16) -> Answer {
     Sense { field: Some(at), ..Sense::INVALID_FIELD_IN_CDB }.into()
@@ -149,7 +149,7 @@ impl Unit {
         match self.personality.compare_and_write {
             CompareAndWrite::DoesNothing => return Answer::good(),
             CompareAndWrite::WritesBlindly => {}
-            _ if command.data.len() < 2 * half => return Sense::INVALID_FIELD_IN_COMMAND_IU.into(),
+            _ if command.data.len() != 2 * half => return Sense::INVALID_FIELD_IN_COMMAND_IU.into(),
             _ => {
                 let Ok(current) = self.store.read_blocks(lba, u64::from(blocks)) else {
                     return Sense::TARGET_FAILURE.into();

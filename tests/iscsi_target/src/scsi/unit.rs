@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 
 use crate::attention::{self, Attentions};
 use crate::nexus::Nexus;
-use crate::personality::{CompareAndWrite, Personality};
+use crate::personality::{CompareAndWrite, LoginAgain, Personality};
 use crate::scsi::cdb::{self, Cdb, Kind, op};
 use crate::scsi::pages::Describe;
 use crate::scsi::reservation::{Need, PREEMPT_AND_ABORT, Parameters, Refusal, Reservations};
@@ -202,9 +202,13 @@ impl Unit {
         if self.personality.attention_at_login {
             self.attentions.raise(nexus, if known { attention::NEXUS_LOSS } else { attention::POWER_ON });
         }
-        if known && !self.personality.registrations_survive_login {
-            for (other, code) in self.reservations.unregister(nexus).attentions {
-                self.attentions.raise(&other, code);
+        match self.personality.registration_at_login {
+            LoginAgain::Kept => {}
+            LoginAgain::Orphaned => self.reservations.orphan(nexus),
+            LoginAgain::Lost => {
+                for (other, code) in self.reservations.unregister(nexus).attentions {
+                    self.attentions.raise(&other, code);
+                }
             }
         }
     }
