@@ -234,7 +234,10 @@ impl Shared {
             for victim in std::mem::take(&mut guarded.unit.to_abort) {
                 self.abort(guarded, Some(&victim));
             }
-            self.note(task, number, &answer, id, again);
+            // A compare-and-write in two halves is one entry, made by the half that ends it.
+            if !(how.compare_only && answer.is_good()) {
+                self.note(task, number, &answer, id, again);
+            }
             Ended::With(answer)
         })
     }
@@ -254,7 +257,7 @@ impl Shared {
         std::thread::sleep(gap);
         self.locked(task, &lun, |guarded| {
             let answer = guarded.unit.store_swapped(&Command { nexus, cdb: task.cdb, data: &task.data });
-            self.note(task, number, &answer, id, true);
+            self.note(task, number, &answer, id, false);
             Ended::With(answer)
         })
     }

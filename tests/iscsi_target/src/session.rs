@@ -240,10 +240,10 @@ pub(crate) fn serve(shared: &Arc<Shared>, stream: TcpStream) {
     session.hang_up();
     let mut sessions = lock(&shared.sessions);
     sessions.others.retain(|one| !Arc::ptr_eq(one, &session));
-    if let Some(nexus) = session.nexus() {
-        if sessions.by_nexus.get(nexus).is_some_and(|one| Arc::ptr_eq(one, &session)) {
-            sessions.by_nexus.remove(nexus);
-        }
+    if let Some(nexus) = session.nexus()
+        && sessions.by_nexus.get(nexus).is_some_and(|one| Arc::ptr_eq(one, &session))
+    {
+        sessions.by_nexus.remove(nexus);
     }
 }
 

@@ -251,6 +251,8 @@ fn a_race_lets_both_win() {
     assert!(b.compare_and_write(LBA, &block(0), &block(2)).unwrap().is_good());
     assert!(a.wait_for(tag).unwrap().is_good(), "both won");
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(1));
+    assert_eq!(swaps(&target).iter().filter(|one| one.won() && one.changed).count(), 2);
+    assert_eq!(swaps(&target).len(), 2);
 }
 
 #[test]

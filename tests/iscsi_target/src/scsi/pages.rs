@@ -45,7 +45,7 @@ impl Describe<'_> {
             }
             0xb2 => {
                 let p = self.personality;
-                let unmaps = u8::from(p.unmap) << 7 | u8::from(p.unmap && p.write_same) * 0x60;
+                let unmaps = if p.unmap && p.write_same { 0xe0 } else { u8::from(p.unmap) << 7 };
                 let zeroes = u8::from(p.unmap && p.unmapped == Unmapped::Zeroes) << 2;
                 // Thin provisioned only if it can unmap.
                 vec![0, unmaps | zeroes, if p.unmap { 2 } else { 0 }, 0]

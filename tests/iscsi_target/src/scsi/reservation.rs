@@ -226,10 +226,10 @@ impl Reservations {
         for one in self.registrations.iter_mut().filter(|one| one.nexus == *nexus) {
             one.nexus = nobody.clone();
         }
-        if let Some(Reservation { holder: Some(holder), .. }) = &mut self.reservation {
-            if holder == nexus {
-                *holder = nobody;
-            }
+        if let Some(Reservation { holder: Some(holder), .. }) = &mut self.reservation
+            && holder == nexus
+        {
+            *holder = nobody;
         }
     }
 
