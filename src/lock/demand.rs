@@ -3,7 +3,8 @@
 //! The request block is the truth, the doorbell a hint. A waiter's request write completes *before* it reads
 //! the holder's doorbell and swaps its bit in, unless the bit is set on the disk. The holder swaps the bits
 //! to zero *before* it reads the requests. In any other order a wake-up can be lost. As a net, all living
-//! slots' request blocks are read once a second: a lost ring costs a second.
+//! slots' request blocks are read once a second: a lost ring costs a second. Our own is read along: it is not flushed,
+//! and what the device forgot is written again.
 //!
 //! Not for: deciding what a request means (`give`).
 
@@ -340,20 +341,33 @@ impl Demand {
             }
         }
         let living = self.peers.living();
-        let (Some(first), Some(last)) =
-            (living.iter().map(|o| o.slot).min(), living.iter().map(|o| o.slot).max())
-        else {
+        if living.is_empty() {
             return Ok(());
-        };
+        }
+        let sequence = self.own.lock().sequence;
+        let slots = || living.iter().map(|o| o.slot).chain([self.me.slot]);
+        let (Some(first), Some(last)) = (slots().min(), slots().max()) else { return Ok(()) };
         let count = usize::from(last.0 - first.0) + 1;
         let mut buf = AlignedBuf::zeroed(count * BLOCK_BYTES);
         self.ats.door().read(IoClass::Demand, self.geometry.request(first), &mut buf)?;
-        for owner in living {
-            let offset = usize::from(owner.slot.0 - first.0) * BLOCK_BYTES;
-            let at = self.geometry.request(owner.slot);
+        let block_of = |slot: Slot| {
+            let offset = usize::from(slot.0 - first.0) * BLOCK_BYTES;
+            buf.get(offset..offset + BLOCK_BYTES).and_then(|b| self.decode(b, self.geometry.request(slot)))
+        };
+        for owner in &living {
             // A torn block is met again a second later.
-            if let Some(block) = buf.get(offset..offset + BLOCK_BYTES).and_then(|b| self.decode(b, at)) {
+            if let Some(block) = block_of(owner.slot) {
                 self.deliver(owner.slot, &block);
+            }
+        }
+        let ours = block_of(self.me.slot);
+        let as_written = |b: RequestBlock| b.incarnation == self.me.incarnation && b.sequence == sequence;
+        if !ours.is_some_and(as_written) && !is_planted(Bug::WishNotReadBack) {
+            // The device forgot it, or a late write of an earlier life came over it: nobody would know what we
+            // want, or all would believe that we want what we had long ago.
+            let mut own = self.own.lock();
+            if own.sequence == sequence {
+                self.publish(&mut own, IoClass::Demand)?;
             }
         }
         Ok(())

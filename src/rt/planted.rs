@@ -84,6 +84,8 @@ pub enum Bug {
     TruncationForgotten,
     /// Requests are read only when somebody rings.
     NetTakenOut,
+    /// A host does not look whether its wishes still stand on the disk.
+    WishNotReadBack,
     /// The dead are recovered without being shut out of a device that can do it.
     NotFenced,
     /// A change that the device refused to a fenced host counts as made.
@@ -120,7 +122,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 51] = [
+    pub const ALL: [Bug; 52] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -157,6 +159,7 @@ impl Bug {
         Bug::DataBehindChange,
         Bug::TruncationForgotten,
         Bug::NetTakenOut,
+        Bug::WishNotReadBack,
         Bug::NotFenced,
         Bug::ConflictIgnored,
         Bug::RecoveryTakenOver,

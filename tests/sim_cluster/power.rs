@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lunfs::device::sim::{Keep, SimLunOptions};
-use lunfs::fs::api::FsResult;
+use lunfs::fs::api::{FsError, FsResult};
 use lunfs::layout::slot::SlotState;
 use lunfs::rt;
 use lunfs::rt::planted::Bug;
-use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
+use lunfs::rt::sim::{Failure, SimRng, Simulation, freeze_host, seeds, thaw_host};
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
 
 use super::model::LONG;
@@ -187,4 +187,44 @@ fn a_recovery_that_a_power_cut_meets_loses_nothing() {
             .value;
     }
     assert!(met > 0, "no power cut met a recovery");
+}
+
+/// The LUN forgets a wish before anybody read it: the holder was not listening just then. It is written again.
+pub fn forgotten_wish(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let volume = volume(seed);
+    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
+    let finished = simulation.try_run(move || {
+        let cluster = Cluster::start(&volume, 2);
+        let root = cluster.root();
+        cluster.on(0, |fs| {
+            fs.mknod(&cx(), root, b"held", 0o644, 0).map(drop).unwrap();
+            fs.sync(&cx()).unwrap();
+        });
+        rt::sleep(Duration::from_secs(30));
+        freeze_host(cluster.hosts[0].tag);
+        let other = cluster.spawn(1, "other", move |fs| {
+            // A command that was on its way when the power failed is an error of the operation.
+            while let Err(e) = fs.mknod(&cx(), root, b"made", 0o644, 0).map(drop) {
+                assert!(matches!(e, FsError::Io(_)), "{e}");
+            }
+        });
+        rt::sleep(Duration::from_millis(20));
+        cluster.lun.power_cut(Keep::Nothing);
+        thaw_host(cluster.hosts[0].tag);
+        let asked = rt::Instant::now();
+        while !other.is_finished() {
+            assert!(asked.elapsed() < Duration::from_secs(6), "nobody knows any more what this host wants");
+            rt::sleep(Duration::from_millis(50));
+        }
+        joined(other);
+        cluster.finish();
+    });
+    finished.map(drop)
+}
+
+#[test]
+fn a_wish_that_the_lun_forgot_is_written_again() {
+    for seed in seeds(0..8) {
+        forgotten_wish(seed, None).unwrap_or_else(|e| panic!("{e}"));
+    }
 }

@@ -19,7 +19,8 @@ use super::crash::{CASES, every_point, every_point_of_the_recoverer, hasty};
 use super::model::{LONG, volumes};
 use super::recovery::{settled, sleeper};
 use super::{
-    chaos, fencing, kernel, late_writes, names, power, recovery, revokes, scenes, space, withdrawal,
+    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, space,
+    withdrawal,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -243,8 +244,9 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::DeafAndBeating => (scenes::deaf, "deaf", 4),
         Bug::WithdrawalNotTold => (withdrawal::failing_commit, "withdrawal", 4),
         Bug::DataBehindChange => (points_of_writes, "points of writes", 4),
-        Bug::TruncationForgotten => (everything, "long work", 4),
+        Bug::TruncationForgotten => (long_work::truncations, "long work", 4),
         Bug::NetTakenOut => (scenes::lost_ring, "lost ring", 4),
+        Bug::WishNotReadBack => (power::forgotten_wish, "forgotten wish", 8),
         Bug::NotFenced => (lying_device, "a device that lies", 8),
         Bug::ConflictIgnored => (scenes::refused, "refused", 8),
         Bug::RecoveryTakenOver => (scenes::slow_recoverer, "slow recoverer", 4),
