@@ -13,10 +13,14 @@ mod counts;
 mod crash;
 #[path = "sim_cluster/fencing.rs"]
 mod fencing;
+#[path = "sim_cluster/history.rs"]
+mod history;
 #[path = "sim_cluster/kernel.rs"]
 mod kernel;
 #[path = "sim_cluster/late_writes.rs"]
 mod late_writes;
+#[path = "sim_cluster/long_work.rs"]
+mod long_work;
 #[path = "sim_cluster/miscompare.rs"]
 mod miscompare;
 #[path = "sim_cluster/model.rs"]
@@ -41,6 +45,8 @@ mod scenes;
 mod space;
 #[path = "sim_cluster/together.rs"]
 mod together;
+#[path = "sim_cluster/tools.rs"]
+mod tools;
 #[path = "sim_cluster/winners.rs"]
 mod winners;
 #[path = "sim_cluster/withdrawal.rs"]

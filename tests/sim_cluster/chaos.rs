@@ -1,5 +1,6 @@
-//! Everything at once: hosts are killed, frozen past their leases and thawed, cut off from the LUN; the power fails;
-//! answers are lost, or come late and false. The killed come back.
+//! Everything at once, or one kind of trouble alone: hosts are killed, frozen past their leases and thawed, cut off from
+//! the LUN; the LUN's power fails, alone or with all hosts; answers are lost, or come late and false; the device fails
+//! commands. Two to sixteen hosts, with reservations and without. The killed come back.
 //!
 //! Each life of a host works in a directory of its own, with the filesystem in memory beside it, and with all
 //! others in one directory. What a life made durable is there in the end, and what else there is of it is what it
@@ -9,13 +10,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lunfs::device::sim::{FaultPlan, Keep, Partition};
+use lunfs::device::sim::{FaultPlan, Keep, Partition, SimLunOptions};
+use lunfs::durations::Profile;
 use lunfs::fs::api::{FsError, Operations, SetAttributes};
+use lunfs::layout::geometry::Geometry;
 use lunfs::lease::LeaseState;
 use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, Simulation, freeze_host, seeds, thaw_host};
 use lunfs::rt::{self, HostTag, JoinHandle};
-use lunfs::testing::cluster::{Cluster, cx};
+use lunfs::testing::cluster::{Cluster, Formatted, cx};
 use lunfs::testing::memfs::MemFs;
 use lunfs::types::InodeNo;
 
@@ -128,9 +131,75 @@ fn work(
     Ok(())
 }
 
+/// What can happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trouble {
+    Death,
+    Freeze,
+    Partition,
+    /// The power of everything.
+    Blackout,
+    /// The power of the LUN; hosts go on.
+    Reset,
+    /// Answers to compare-and-writes that are lost, late or false.
+    UnknownSwaps,
+    /// Any command: answer lost, late, never executed, repeated below.
+    UnknownOutcomes,
+    /// Any command: an error, after which it may have been executed, wholly or in part.
+    Errors,
+}
+
+const TROUBLES: [Trouble; 8] = [
+    Trouble::Death,
+    Trouble::Freeze,
+    Trouble::Partition,
+    Trouble::Blackout,
+    Trouble::Reset,
+    Trouble::UnknownSwaps,
+    Trouble::UnknownOutcomes,
+    Trouble::Errors,
+];
+
+/// The troubles of a run: one alone in every third, else a random choice.
+fn troubles(seed: u64, rng: &mut SimRng) -> Vec<Trouble> {
+    if seed % 3 == 2 {
+        return vec![TROUBLES[(seed / 3) as usize % TROUBLES.len()]];
+    }
+    let likely = [0.3, 0.6, 1.0][rng.index(3)];
+    TROUBLES.into_iter().filter(|_| rng.chance(likely)).collect()
+}
+
+/// Volumes with slots for sixteen hosts and their next lives.
+fn crowds() -> &'static [Formatted; 4] {
+    static VOLUMES: std::sync::OnceLock<[Formatted; 4]> = std::sync::OnceLock::new();
+    VOLUMES.get_or_init(|| {
+        [(512, true), (4096, true), (512, false), (4096, false)].map(
+            |(logical_block_bytes, volatile_cache)| {
+                let small = Geometry::tiny(8);
+                let more = 24 * small.journal_blocks + 2 * small.cluster_blocks;
+                let geometry = Geometry { slots: 32, size_blocks: small.size_blocks + more, ..small };
+                let hold_time = Duration::from_millis(500);
+                let size_bytes = geometry.size_bytes();
+                let lun = SimLunOptions {
+                    logical_block_bytes,
+                    volatile_cache,
+                    size_bytes,
+                    hold_time,
+                    ..SimLunOptions::default()
+                };
+                Formatted::with_profile(lun, Some(geometry), Profile::Fast)
+            },
+        )
+    })
+}
+
 /// What befell the hosts of a run.
 #[derive(Clone, Copy, Default, Debug)]
+#[allow(dead_code, reason = "read by its Debug")]
 pub struct Befell {
+    pub hosts: u16,
+    pub fencing: bool,
+    pub resets: u32,
     pub killed: u32,
     pub frozen: u32,
     pub cut_off: u32,
@@ -147,6 +216,7 @@ struct Run {
     seed: u64,
     rng: SimRng,
     until: Duration,
+    troubles: Vec<Trouble>,
     /// Hosts that are gone, and when they come back.
     gone: BTreeMap<HostTag, Duration>,
     /// Hosts that are frozen or cut off, until when.
@@ -237,18 +307,19 @@ impl Run {
             1 => self.millis(1500, 5000),
             _ => self.millis(5000, 15_000),
         };
-        match self.rng.below(10) {
-            0..4 => {
+        let keep = [Keep::Random, Keep::Random, Keep::Nothing, Keep::Everything][self.rng.index(4)];
+        match self.troubles.get(self.rng.index(self.troubles.len().max(1))) {
+            Some(Trouble::Death) => {
                 self.befell.killed += 1;
                 self.kill(host);
             }
-            4..7 => {
+            Some(Trouble::Freeze) => {
                 self.befell.frozen += 1;
                 freeze_host(tag);
                 rt::sim::after(span, move || thaw_host(tag));
                 self.troubled.insert(tag, now() + span + 20 * MS);
             }
-            7..9 => {
+            Some(Trouble::Partition) => {
                 self.befell.cut_off += 1;
                 let kind = [Partition::Hang, Partition::Fail][self.rng.index(2)];
                 self.cluster.lun.partition(tag, kind);
@@ -256,16 +327,19 @@ impl Run {
                 rt::sim::after(span, move || lun.heal(tag));
                 self.troubled.insert(tag, now() + span + 20 * MS);
             }
-            // The power of everything: a host that was up would rightly stop when the LUN goes back in time.
-            _ => {
+            Some(Trouble::Blackout) => {
                 self.befell.power_cuts += 1;
                 while !self.cluster.hosts.is_empty() {
                     self.befell.killed += 1;
                     self.kill(0);
                 }
-                let keep = [Keep::Random, Keep::Random, Keep::Nothing, Keep::Everything][self.rng.index(4)];
                 self.cluster.lun.power_cut(keep);
             }
+            Some(Trouble::Reset) => {
+                self.befell.resets += 1;
+                self.cluster.lun.power_cut(keep);
+            }
+            Some(Trouble::UnknownSwaps | Trouble::UnknownOutcomes | Trouble::Errors) | None => {}
         }
     }
 
@@ -323,27 +397,34 @@ impl Run {
 
 /// One run.
 pub fn run(seed: u64, bug: Option<Bug>) -> Result<Befell, Failure> {
-    let formatted = match seed % 8 {
+    let mut rng = SimRng::new(seed, 63);
+    let many = seed % 8 == 5;
+    let hosts = if many { rng.between(9, 16) } else { rng.between(2, 8) } as u16;
+    let mut formatted = match seed % 8 {
         7 => &volumes()[(seed / 8 % 4) as usize],
+        5 => &crowds()[(seed / 8 % 4) as usize],
         _ => &hasty()[(seed % 4) as usize],
-    };
+    }
+    .clone();
+    formatted.lun.fencing = rng.chance(0.5);
     let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
     let finished = simulation.try_run(move || {
-        let mut rng = SimRng::new(seed, 63);
-        let hosts = rng.between(3, 8) as u16;
-        let cluster = Cluster::start(formatted, hosts);
+        let troubles = troubles(seed, &mut rng);
+        let cluster = Cluster::start(&formatted, hosts);
         cluster.on(0, |fs| {
             fs.mkdir(&cx(), fs.root(), b"shared", 0o755).map(drop).unwrap();
             fs.sync(&cx()).unwrap();
         });
-        if rng.chance(0.5) {
+        if troubles.contains(&Trouble::UnknownSwaps) {
             cluster.unknown_swaps(seed, 60);
         }
-        if rng.chance(0.3) {
-            let plan = FaultPlan::unknown_outcomes(0.0003, formatted.lun.hold_time);
-            // A write that executes again after it was answered is what no host can survive.
-            cluster.lun.set_faults(FaultPlan { twice: 0.0, ..plan });
-        }
+        let (unknown, errors) = (Trouble::UnknownOutcomes, Trouble::Errors);
+        let unknown = if troubles.contains(&unknown) { 0.0003 } else { 0.0 };
+        let plan = FaultPlan::unknown_outcomes(unknown, formatted.lun.hold_time);
+        let errors = if troubles.contains(&errors) { 0.0001 } else { 0.0 };
+        // A write that executes again after it was answered is what no host can survive.
+        cluster.lun.set_faults(FaultPlan { twice: 0.0, io_error: errors, refused: errors, ..plan });
+        let befell = Befell { hosts, fencing: formatted.lun.fencing, ..Befell::default() };
         let until = now() + Duration::from_secs(60);
         let mut run = Run {
             cluster,
@@ -355,7 +436,8 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Befell, Failure> {
             troubled: BTreeMap::new(),
             workers: Vec::new(),
             next_life: 0,
-            befell: Befell::default(),
+            troubles,
+            befell,
         };
         (0..usize::from(hosts)).for_each(|host| run.put_to_work(host));
         let mut next = now() + run.millis(100, 3000);

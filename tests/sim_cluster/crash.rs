@@ -220,7 +220,7 @@ struct Progress {
     ended: AtomicBool,
 }
 
-fn beats(cluster: &Cluster, host: usize) -> Range<u64> {
+pub fn beats(cluster: &Cluster, host: usize) -> Range<u64> {
     let slot = cluster.hosts[host].volume.heartbeat().record().address.offset_bytes();
     slot..slot + BLOCK_BYTES_U64
 }
