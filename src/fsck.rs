@@ -16,6 +16,7 @@
 
 pub mod finding;
 
+mod ahead;
 mod bodies;
 mod clusters;
 mod inodes;
@@ -32,11 +33,13 @@ mod system;
 mod usage;
 mod view;
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use self::ahead::Ahead;
 use self::finding::{Finding, Kind, Place, Severity};
 use self::inodes::Inodes;
 use self::usage::{Claimed, MapId, Usage};
@@ -111,11 +114,13 @@ const MOST_CLAIMS_TOLD: usize = 100_000;
 pub struct Limits {
     /// Of memory for what blocks were met.
     pub usage_bytes: usize,
+    /// Inode groups from which on threads read ahead.
+    pub ahead_from_groups: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { usage_bytes: usage::BUDGET_BYTES }
+        Limits { usage_bytes: usage::BUDGET_BYTES, ahead_from_groups: 1000 }
     }
 }
 
@@ -224,7 +229,7 @@ fn check_opened(
     limits: Limits,
     out: &mut dyn Observer,
 ) -> Result<Report, FsckError> {
-    let mut view = View { volume, pending: Default::default() };
+    let mut view = View { volume, pending: Default::default(), ahead: OnceCell::new() };
     let journals = pending::look(device, volume, me, &mut view.pending)?;
     let superblock = volume.superblock.clone();
     let geometry = superblock.geometry;
@@ -252,6 +257,9 @@ fn check_opened(
     };
     checker.system(&journals);
     checker.clusters()?;
+    if checker.inodes.groups() >= limits.ahead_from_groups {
+        view.ahead.get_or_init(|| Ahead::start(device.clone()));
+    }
     let mut done = checker.round()?;
     while done < geometry.clusters() {
         checker.first_round = false;

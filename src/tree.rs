@@ -75,6 +75,8 @@ pub enum TreeError {
 /// Where lookups get nodes from.
 pub trait NodeRead {
     type Error: From<TreeError>;
+    /// A walk will load this block soon. A hint.
+    fn will_load(&mut self, _at: BlockNo) {}
     /// The block's present contents in this transaction, verified by [`crate::layout::verify`] as a
     /// [`Magic::TreeNode`] when it came from the device. The tree checks what is inside.
     fn load(&mut self, at: BlockNo) -> Result<Arc<Block>, Self::Error>;

@@ -18,12 +18,14 @@ mod nodes;
 #[path = "fsck_scale/shape.rs"]
 mod shape;
 
+use std::sync::atomic::Ordering;
+
 use lunfs::fsck::finding::Finding;
 use lunfs::fsck::{Limits, check, check_within};
 
 use self::breaks::break_some;
 use self::device::Generated;
-use self::measure::{Figures, bound_bytes, measured};
+use self::measure::{Figures, Wish, bound_bytes, measured};
 
 const TIB: u64 = 1 << 40;
 
@@ -55,7 +57,7 @@ fn several_rounds_find_the_same_as_one() {
         let device = Generated::new(TIB, 12_000, 60);
         let expected = break_some(&device, seed);
         let mut found: Vec<Finding> = Vec::new();
-        let limits = Limits { usage_bytes: 600 << 10 };
+        let limits = Limits { usage_bytes: 600 << 10, ..Limits::default() };
         let report = check_within(device, limits, &mut found).unwrap();
         assert!((2..40).contains(&report.rounds), "{report:?}");
         breaks::compare(seed, &expected, &found);
@@ -65,7 +67,7 @@ fn several_rounds_find_the_same_as_one() {
 #[test]
 fn memory_stays_within_what_the_documentation_says() {
     let [small, large] =
-        [(TIB, 20_000), (4 * TIB, 120_000)].map(|(size, files)| measured(size, files, 90, None));
+        [(TIB, 20_000), (4 * TIB, 120_000)].map(|(size, files)| measured(Wish::of(size, files)));
     for figures in [&small, &large] {
         assert!(figures.grown_bytes <= figures.bound_bytes, "{figures:?}");
         assert_eq!(figures.findings, 0, "{figures:?}");
@@ -73,13 +75,36 @@ fn memory_stays_within_what_the_documentation_says() {
     assert!(large.bound_bytes < bound_bytes(200_000, 10_000) && large.files > 100_000, "{large:?}");
 }
 
+#[test]
+fn large_volumes_are_read_ahead_and_found_to_be_the_same() {
+    for seed in [20, 21] {
+        let device = Generated::new(TIB, 12_000, 60);
+        device.latency_us.store(200, Ordering::Relaxed);
+        let expected = break_some(&device, seed);
+        let mut found: Vec<Finding> = Vec::new();
+        let usual = Limits::default();
+        check_within(device.clone(), Limits { ahead_from_groups: usize::MAX, ..usual }, &mut found).unwrap();
+        assert_eq!(device.most_at_once(), 1);
+        breaks::compare(seed, &expected, &found);
+        let mut again: Vec<Finding> = Vec::new();
+        check_within(device.clone(), Limits { usage_bytes: 600 << 10, ..usual }, &mut again).unwrap();
+        assert!(device.most_at_once() > 2);
+        breaks::compare(seed, &expected, &again);
+    }
+}
+
 /// The full size; the figures are in `docs/fsck.md`.
 #[test]
 #[ignore = "minutes; for a release build"]
 fn ten_million_files_on_64_tib() {
     let sizes = [(TIB, 100_000), (8 * TIB, 1_000_000), (64 * TIB, 10_000_000)];
-    let all = sizes.map(|(size, files)| measured(size, files, 90, None));
-    let broken = measured(64 * TIB, 10_000_000, 90, Some(7));
+    let all = sizes.map(|(size, files)| measured(Wish::of(size, files)));
+    let broken = measured(Wish { broken: Some(7), ..Wish::of(64 * TIB, 10_000_000) });
+    // Each read takes half a millisecond, as on a LUN: what reading ahead is for.
+    let far = Wish { latency_us: 500, ..Wish::of(8 * TIB, 1_000_000) };
+    for wish in [Wish { read_ahead: false, ..far }, far] {
+        println!("read ahead: {}, 0.5 ms a command\n{}", wish.read_ahead, measured(wish));
+    }
     println!("{}", Figures::HEAD);
     all.iter().chain([&broken]).for_each(|figures| println!("{figures}"));
     for figures in all.iter().chain([&broken]) {

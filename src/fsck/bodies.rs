@@ -15,6 +15,8 @@ use crate::types::{BLOCK_BYTES_U64, BlockNo, InodeNo};
 
 /// Groups that lie side by side are read together: 1 MiB.
 const GROUPS_PER_READ: u64 = 16;
+/// Such reads under way, where it is read ahead.
+const RUNS_AHEAD: u64 = 16;
 /// Flag of a body: extents behind the end wait to be freed.
 pub(super) const TRUNCATING: u32 = 1;
 const KNOWN_FLAGS: u32 = TRUNCATING;
@@ -82,20 +84,17 @@ impl Checker<'_, '_, '_> {
     }
 
     pub(super) fn bodies(&mut self) -> Result<(), FsckError> {
-        let of = self.inodes.groups();
-        let mut number = 0;
-        while let Some((first, _)) = self.inodes.group(number) {
-            if !self.first_round && !self.inodes.group_has_blocks(number) {
-                number += 1;
-                continue;
-            }
-            self.progress("inodes", number as u64 * GROUP_INODES, of as u64 * GROUP_INODES)?;
-            let mut count = 1;
-            while count < GROUPS_PER_READ
-                && let Some((next, _)) = self.inodes.group(number + count as usize)
-                && next == first.plus(count * GROUP_BLOCKS)
+        let of = self.inodes.groups() as u64 * GROUP_INODES;
+        let (mut number, mut wanted_to) = (0, 0);
+        while let Some((next, first, count)) = self.next_run(number) {
+            number = next;
+            self.progress("inodes", number as u64 * GROUP_INODES, of)?;
+            wanted_to = wanted_to.max(number + count as usize);
+            while let Some((next, first, count)) = self.next_run(wanted_to)
+                && next - number < (RUNS_AHEAD * GROUPS_PER_READ) as usize
+                && self.view.will_read(first, count * GROUP_BLOCKS)
             {
-                count += 1;
+                wanted_to = next + count as usize;
             }
             let blocks = self.view.blocks(first, count * GROUP_BLOCKS);
             for (i, group) in blocks.chunks(GROUP_BLOCKS as usize).enumerate() {
@@ -121,7 +120,25 @@ impl Checker<'_, '_, '_> {
             }
             number += count as usize;
         }
+        self.view.forget_ahead();
         Ok(())
+    }
+
+    /// The next groups that this round looks at, from this one on: number, first block and how many.
+    fn next_run(&self, from: usize) -> Option<(usize, BlockNo, u64)> {
+        let mut number = from;
+        while !self.first_round && number < self.inodes.groups() && !self.inodes.group_has_blocks(number) {
+            number += 1;
+        }
+        let (first, _) = self.inodes.group(number)?;
+        let mut count = 1;
+        while count < GROUPS_PER_READ
+            && let Some((next, _)) = self.inodes.group(number + count as usize)
+            && next == first.plus(count * GROUP_BLOCKS)
+        {
+            count += 1;
+        }
+        Some((number, first, count))
     }
 
     fn unreadable(&mut self, index: Index, ino: InodeNo, used: bool, text: String) {

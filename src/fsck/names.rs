@@ -11,6 +11,8 @@ use crate::tree::TreeVisitor;
 use crate::types::{BlockNo, InodeNo};
 
 const PASS: &str = "directories";
+/// Bodies of directories under way, where it is read ahead.
+const DIRECTORIES_AHEAD: usize = 256;
 
 /// A directory as a walk meets its entries.
 struct Entries<'a, 'c, 'v, 'd> {
@@ -161,19 +163,34 @@ impl Checker<'_, '_, '_> {
     /// How far it is is measured in names, of which there are about as many as inodes: directories differ too much.
     pub(super) fn names(&mut self) -> Result<(), FsckError> {
         let directories = self.inodes.directories();
+        let mut wanted_to = 0;
         for number in 0..directories {
             let (done, of) = match self.first_round {
                 true => (self.report.links.min(self.report.used_inodes), self.report.used_inodes),
                 false => (number as u64, directories as u64),
             };
             self.progress(PASS, done, of)?;
+            wanted_to = wanted_to.max(number + 1);
+            while wanted_to < number + DIRECTORIES_AHEAD
+                && let Some(directory) = self.inodes.directory(wanted_to)
+                && (!self.looks_at(&directory)
+                    || self.view.will_read(self.inodes.number(directory.index).body(), 1))
+            {
+                wanted_to += 1;
+            }
             if let Some(directory) = self.inodes.directory(number)
-                && (self.first_round || self.inodes.get(directory.index).has_blocks)
+                && self.looks_at(&directory)
             {
                 self.directory(directory);
             }
         }
+        self.view.forget_ahead();
         self.progress(PASS, 1, 1)
+    }
+
+    /// Later rounds only want blocks.
+    fn looks_at(&self, directory: &Directory) -> bool {
+        self.first_round || self.inodes.get(directory.index).has_blocks
     }
 
     fn directory(&mut self, directory: Directory) {

@@ -98,6 +98,7 @@ impl Tree {
             }
             return;
         }
+        (0..node.count()).for_each(|index| store.will_load(node.child(index)));
         for index in 0..node.count() {
             let child = node.expect_child(index, place.lo, place.hi);
             let block = match store.load(child.at) {

@@ -50,6 +50,10 @@ pub struct Generated {
     size_bytes: u64,
     commands: AtomicU64,
     bytes: AtomicU64,
+    at_once: AtomicU64,
+    most_at_once: AtomicU64,
+    /// Time that each read takes more, in microseconds.
+    pub latency_us: AtomicU64,
 }
 
 /// Nothing but what was written.
@@ -75,7 +79,7 @@ macro_rules! device {
                 }
             }
             fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-                self.count(buf.len());
+                self.begin(buf.len());
                 let (mut at, mut rest) = (offset_bytes, buf);
                 while !rest.is_empty() {
                     let within = (at % BLOCK_BYTES_U64) as usize;
@@ -92,6 +96,7 @@ macro_rules! device {
                     at += now.len() as u64;
                     rest = later;
                 }
+                self.end();
                 Ok(())
             }
             fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), DeviceError> {
@@ -141,7 +146,8 @@ device!(Blank);
 device!(Generated);
 
 impl Blank {
-    fn count(&self, _: usize) {}
+    fn begin(&self, _: usize) {}
+    fn end(&self) {}
 
     fn block(&self, at: BlockNo, into: &mut Block) {
         match self.stored.read().unwrap().get(&at.0) {
@@ -199,6 +205,9 @@ impl Generated {
             size_bytes,
             commands: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            at_once: AtomicU64::new(0),
+            most_at_once: AtomicU64::new(0),
+            latency_us: AtomicU64::new(0),
             superblock,
             shape,
         };
@@ -206,9 +215,24 @@ impl Generated {
         Arc::new(this)
     }
 
-    fn count(&self, bytes: usize) {
+    fn begin(&self, bytes: usize) {
         self.commands.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let now = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_at_once.fetch_max(now, Ordering::Relaxed);
+        let latency = self.latency_us.load(Ordering::Relaxed);
+        if latency > 0 {
+            std::thread::sleep(Duration::from_micros(latency));
+        }
+    }
+
+    fn end(&self) {
+        self.at_once.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The most reads that were under way together.
+    pub fn most_at_once(&self) -> u64 {
+        self.most_at_once.load(Ordering::Relaxed)
     }
 
     /// Commands that read, and what they read, since the last call.
