@@ -8,6 +8,8 @@ mod command;
 mod garbage;
 #[path = "fsck/maintenance.rs"]
 mod maintenance;
+#[path = "fsck/progress.rs"]
+mod progress;
 #[path = "fsck/repairs.rs"]
 mod repairs;
 mod volumes;

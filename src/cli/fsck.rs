@@ -154,12 +154,7 @@ struct Screen {
 
 impl Screen {
     fn new(json: bool, cancelled: Arc<AtomicBool>) -> Self {
-        let bar = (std::io::stderr().is_terminal() && !json).then(|| {
-            let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{msg:28} {wide_bar} {percent:>3}% {eta:>6}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
+        let bar = (std::io::stderr().is_terminal() && !json).then(new_bar);
         if json {
             say("{\"findings\":[");
         }
@@ -216,17 +211,24 @@ impl Observer for Screen {
     }
 
     fn progress(&mut self, at: Progress) -> bool {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &mut self.bar {
             if self.pass != at.pass {
                 self.pass = at.pass;
-                bar.set_message(at.pass);
-                bar.reset_eta();
+                // A bar of its own for each pass: what is left is reckoned from its pace alone, and nothing of the one
+                // before is shown under its name.
+                bar.finish_and_clear();
+                *bar = new_bar().with_message(at.pass);
             }
             bar.set_length(at.of);
             bar.set_position(at.done);
         }
         !self.cancelled.load(Ordering::Relaxed)
     }
+}
+
+fn new_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:28} {wide_bar} {percent:>3}% {eta:>6}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn describe(finding: &Finding) -> serde_json::Value {

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use lunfs::layout::slot::SlotState;
+use lunfs::layout::slot::{Durations, SlotState};
 use lunfs::types::{BlockNo, Slot};
 use serde_json::Value;
 
@@ -68,10 +68,13 @@ fn what_can_not_be_checked_is_refused() {
     assert!(says(&volume, &[], 8).contains("not a LunFS volume"));
 }
 
-/// A volume whose terms leave a loaded machine time to beat.
-fn patient(dir: &std::path::Path) -> Volume {
+pub const PATIENT: Durations = Durations { beat_ms: 250, lease_ms: 6000, dead_ms: 6500, hold_ms: 0 };
+
+/// A volume whose terms leave a loaded machine time to beat: it may stand still for most of six seconds. Nobody else
+/// is there to be kept out, so the dead time need not be much longer.
+pub fn patient(dir: &std::path::Path) -> Volume {
     let mut volume = Volume::tiny(dir);
-    volume.superblock.durations = lunfs::durations::Profile::Fast.durations();
+    volume.superblock.durations = PATIENT;
     let mut block = lunfs::layout::zero_block();
     for at in volume.geometry().superblock_copies().into_iter().chain([BlockNo(0)]) {
         volume.superblock.encode(at, &mut block);
