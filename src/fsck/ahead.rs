@@ -3,6 +3,8 @@
 //!
 //! * What was read and not yet taken is bounded by [`MOST_BLOCKS`]; who wants more is told no, and reads it later itself.
 //! * A read that fails here is forgotten: whoever asks for the blocks reads them again and gets the error.
+//! * Buffers are allocated by who wants, never by the threads, and large ones are used again: an allocator with a heap for each
+//!   thread keeps what was freed in each, and took 400 MiB for these 32.
 //! * Findings don't depend on it: blocks are taken in the order in which they would be read.
 //!
 //! Not for: small volumes (a simulation would only have more threads to switch between), anything that is written.
@@ -17,12 +19,15 @@ use crate::types::{BLOCK_BYTES, BlockNo};
 /// 32 MiB.
 const MOST_BLOCKS: u64 = 8192;
 const THREADS: usize = 8;
+/// What is worth keeping: a whole run of inode groups.
+const LARGE_BYTES: usize = 256 * BLOCK_BYTES;
+const MOST_SPARE: usize = 16;
 
 /// First block and how many.
 type Run = (BlockNo, u64);
 
 enum Got {
-    Waiting,
+    Waiting(AlignedBuf),
     Reading,
     /// None: it failed.
     Done(Option<AlignedBuf>),
@@ -34,6 +39,8 @@ struct State {
     runs: BTreeMap<Run, Got>,
     /// Of all runs.
     blocks: u64,
+    /// Buffers of [`LARGE_BYTES`] that were given back.
+    spare: Vec<AlignedBuf>,
     ended: bool,
 }
 
@@ -67,8 +74,11 @@ impl Ahead {
         if self.threads.is_empty() || state.blocks + blocks > MOST_BLOCKS {
             return false;
         }
-        if let std::collections::btree_map::Entry::Vacant(entry) = state.runs.entry((first, blocks)) {
-            entry.insert(Got::Waiting);
+        if !state.runs.contains_key(&(first, blocks)) {
+            let bytes = blocks as usize * BLOCK_BYTES;
+            let spare = if bytes == LARGE_BYTES { state.spare.pop() } else { None };
+            let buf = spare.unwrap_or_else(|| AlignedBuf::zeroed(bytes));
+            state.runs.insert((first, blocks), Got::Waiting(buf));
             state.queue.push_back((first, blocks));
             state.blocks += blocks;
             self.shared.changed.notify_all();
@@ -86,8 +96,17 @@ impl Ahead {
         // What nobody began to read is read by who asks, sooner.
         match state.remove(run)? {
             Got::Done(bytes) => bytes,
-            Got::Waiting | Got::Reading => None,
+            Got::Waiting(buf) => {
+                state.keep(buf);
+                None
+            }
+            Got::Reading => None,
         }
+    }
+
+    /// What was taken is not needed any more.
+    pub fn give_back(&self, buf: AlignedBuf) {
+        self.shared.state.lock().keep(buf);
     }
 
     /// What was wanted and not asked for is not asked for any more.
@@ -107,6 +126,12 @@ impl State {
         self.blocks -= run.1;
         Some(got)
     }
+
+    fn keep(&mut self, buf: AlignedBuf) {
+        if buf.len() == LARGE_BYTES && self.spare.len() < MOST_SPARE {
+            self.spare.push(buf);
+        }
+    }
 }
 
 impl Shared {
@@ -117,13 +142,10 @@ impl Shared {
                 state = self.changed.wait(state);
                 continue;
             };
-            match state.runs.get_mut(&run) {
-                Some(got @ Got::Waiting) => *got = Got::Reading,
-                // Asked for before its turn came, or being read.
-                _ => continue,
-            }
+            // Else it was asked for before its turn came.
+            let Some(got @ Got::Waiting(_)) = state.runs.get_mut(&run) else { continue };
+            let Got::Waiting(mut buf) = std::mem::replace(got, Got::Reading) else { continue };
             drop(state);
-            let mut buf = AlignedBuf::zeroed(run.1 as usize * BLOCK_BYTES);
             let read = self.device.read(run.0.offset_bytes(), &mut buf);
             state = self.state.lock();
             if let Some(got @ Got::Reading) = state.runs.get_mut(&run) {

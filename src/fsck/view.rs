@@ -66,7 +66,7 @@ impl View<'_, '_> {
             return (0..count).map(|i| self.block(first.plus(i))).collect();
         };
         let pieces = bytes.chunks_exact(BLOCK_BYTES).enumerate();
-        pieces
+        let blocks = pieces
             .map(|(i, piece)| {
                 let at = first.plus(i as u64);
                 if self.pending.contains_key(&at) {
@@ -76,7 +76,11 @@ impl View<'_, '_> {
                 block.copy_from_slice(piece);
                 Ok(block)
             })
-            .collect()
+            .collect();
+        if let Some(ahead) = self.ahead.get() {
+            ahead.give_back(bytes);
+        }
+        blocks
     }
 }
 
