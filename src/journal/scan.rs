@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::Ring;
 use crate::device::{AlignedBuf, DeviceError};
-use crate::layout::journal::{Commit, Descriptor, JournalHeader, RecordKind};
+use crate::layout::journal::{Commit, Descriptor, JournalHeader, JournalRecord, RecordKind};
 use crate::layout::{Block, LayoutError, header_of};
 use crate::lease::{Door, IoClass};
 use crate::rt::planted::{Bug, is_planted};
@@ -93,10 +93,13 @@ impl Reader<'_> {
     }
 }
 
+/// A record and, but for revokes, its image with the place in the ring.
+type Recorded = (JournalRecord, Option<(BlockNo, Arc<Block>)>);
+
 /// A transaction found whole.
 struct Whole {
     commit: Commit,
-    records: Vec<(crate::layout::journal::JournalRecord, Option<(BlockNo, Arc<Block>)>)>,
+    records: Vec<Recorded>,
 }
 
 /// Reads the journal in `ring`.
