@@ -8,6 +8,7 @@
 //! * `files`, `space`, `turns`: contents, sizes and room; who writes next sees what was written before
 //! * `attributes`, `mappings`: what stat(2) and mmap(2) show elsewhere
 //! * `caches`: reads, stats and lookups that began after a change never show what was before it
+//! * `rules`: the same tests must notice when a rule between daemon and kernel is taken out
 //! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
 //! * `lifetime`: mounting, leaving, being killed, coming back
 //!
@@ -40,6 +41,8 @@ mod names;
 mod processes;
 #[path = "multi_host/races.rs"]
 mod races;
+#[path = "multi_host/rules.rs"]
+mod rules;
 #[path = "multi_host/slots.rs"]
 mod slots;
 #[path = "multi_host/space.rs"]

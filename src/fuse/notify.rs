@@ -22,6 +22,7 @@ use super::nodes::NodeTable;
 use super::silence::Silencer;
 use crate::fs::api::KernelCaches;
 use crate::rt::Instant;
+use crate::rt::planted::{Bug, is_planted};
 use crate::types::InodeNo;
 
 thread_local! {
@@ -104,6 +105,11 @@ impl Notifier {
         log::warn!("the kernel was silenced: connection aborted, {} nodes invalidated", done.nodes);
     }
 
+    /// Was the kernel silenced by us?
+    pub(crate) fn has_silenced(&self) -> bool {
+        self.silenced.is_completed()
+    }
+
     fn report(&self, what: &str, ino: InodeNo, outcome: io::Result<()>) {
         match outcome {
             Ok(()) => {}
@@ -124,12 +130,16 @@ fn assert_not_serving(what: &str) {
 impl KernelCaches for Notifier {
     fn forget_inode(&self, ino: InodeNo) {
         assert_not_serving("forget_inode");
-        self.send_inval_all("pages of", ino, 0);
+        if is_planted(Bug::KernelInodesKept) {
+            return;
+        }
+        let offset = if is_planted(Bug::KernelPagesKept) { -1 } else { 0 };
+        self.send_inval_all("pages of", ino, offset);
     }
 
     fn forget_names(&self, directory: InodeNo) {
         assert_not_serving("forget_names");
-        if self.inc_epoch.get().copied().unwrap_or(false) {
+        if self.inc_epoch.get().copied().unwrap_or(false) && !is_planted(Bug::KernelNamesKept) {
             self.report("names in", directory, self.kernel.send_inc_epoch());
         }
         self.send_inval_all("directory", directory, 0);

@@ -3,9 +3,12 @@
 //!
 //! Invariants: in a build without debug assertions, which every release is, nothing can be planted and
 //! [`is_planted`] is a constant; anywhere else it is true only on threads of a simulation that asked for that
-//! very bug.
+//! very bug, or in a daemon in whose environment [`VARIABLE`] names one of [`Bug::REAL`], which only real kernels
+//! can show.
 //!
 //! Not for: faults of devices and hosts (`device::sim`, `rt::sim`), which rules are there to survive.
+
+use std::sync::OnceLock;
 
 use super::sim;
 
@@ -118,6 +121,14 @@ pub enum Bug {
     MaintenanceIgnored,
     /// Maintenance begins without a look whether other hosts live.
     MaintenanceUnwatched,
+    /// The kernel keeps a file's pages when its lock leaves.
+    KernelPagesKept,
+    /// The kernel is not told that a file changes hands: it keeps attributes and pages.
+    KernelInodesKept,
+    /// The kernel keeps names when the lock of their directory leaves.
+    KernelNamesKept,
+    /// The guard of a dead daemon aborts the connection, and no more.
+    GuardOnlyAborts,
 }
 
 impl Bug {
@@ -176,10 +187,30 @@ impl Bug {
         Bug::MaintenanceIgnored,
         Bug::MaintenanceUnwatched,
     ];
+    /// Those between a daemon and its kernel: no simulation has one.
+    pub const REAL: [Bug; 5] = [
+        Bug::KernelPagesKept,
+        Bug::KernelInodesKept,
+        Bug::KernelNamesKept,
+        Bug::GuardOnlyAborts,
+        Bug::WritableOpensShared,
+    ];
 }
 
-/// Is this bug planted in the simulation that the calling thread belongs to?
+/// Names the bug that daemons have.
+pub const VARIABLE: &str = "LUNFS_PLANTED_BUG";
+
+/// The one bug of this process, as its environment says.
+fn of_this_process() -> Option<Bug> {
+    static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
+    *PLANTED.get_or_init(|| {
+        let name = std::env::var(VARIABLE).ok()?;
+        Bug::REAL.into_iter().find(|bug| format!("{bug:?}") == name)
+    })
+}
+
+/// Is this bug planted in the simulation that the calling thread belongs to, or in this daemon?
 #[inline]
 pub fn is_planted(bug: Bug) -> bool {
-    cfg!(debug_assertions) && sim::planted() == Some(bug)
+    cfg!(debug_assertions) && (sim::planted() == Some(bug) || of_this_process() == Some(bug))
 }

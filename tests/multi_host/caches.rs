@@ -16,6 +16,7 @@ on_every_device! {
     2 hosts: no_stale_pages;
     2 hosts: no_stale_pages_both_ways;
     2 hosts: no_stale_attributes;
+    2 hosts: no_stale_kept_attributes;
     2 hosts: no_stale_names;
 }
 
@@ -137,6 +138,22 @@ fn no_stale_attributes(cluster: &Cluster) {
         });
     });
     clock.report("sizes");
+}
+
+/// The same with rests between the changes that are long enough for the kernel to keep what it was told.
+fn no_stale_kept_attributes(cluster: &Cluster) {
+    let paths = cluster.paths("f");
+    let clock = Clock::default();
+    File::create(&paths[0]).expect("create");
+    std::thread::scope(|scope| {
+        scope.spawn(|| clock.look(|_| fs::metadata(&paths[1]).expect("stat").size()));
+        clock.change(Duration::from_millis(120), |n| {
+            // By its name and size alone: an open file would stay with its writer.
+            let file = OpenOptions::new().write(true).open(&paths[0]).expect("open");
+            file.set_len(n).expect("a size");
+        });
+    });
+    clock.report("kept sizes");
 }
 
 /// Is the name there? `None`: it came and went too fast to say (the kernel begins a path anew once when what it

@@ -4,16 +4,20 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::harness::{Cluster, rounds, until};
 
 on_every_device! {
     2 hosts: mapped_readers;
     2 hosts: mapped_writers;
+    2 hosts: stores_are_seen_elsewhere;
     2 hosts: private_mappings;
 }
 
 const LEN: usize = 64 << 10;
+/// A store into a mapping is under way to the other host for no longer, however busy the machine.
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// A mapping of a whole file.
 struct Map {
@@ -95,6 +99,24 @@ fn mapped_writers(cluster: &Cluster) {
             files[theirs].read_exact_at(&mut bytes, 8 * index as u64).expect("read");
             u64::from_le_bytes(bytes) == n + 1_000_000
         });
+    }
+}
+
+/// What a program stores into a mapping makes no request; the other host sees it all the same when it looks.
+fn stores_are_seen_elsewhere(cluster: &Cluster) {
+    let paths = cluster.paths("f");
+    let file = read_write(&paths[0]);
+    file.set_len(LEN as u64).expect("size");
+    let map = Map::new(&file, true, true);
+    let reader = File::open(&paths[1]).expect("open");
+    for n in 1..rounds(100) {
+        let index = n as usize * 77 % (LEN / 8);
+        map.word(index).store(n, Ordering::Relaxed);
+        let (begun, mut bytes) = (Instant::now(), [0; 8]);
+        while u64::from_le_bytes(bytes) != n {
+            assert!(begun.elapsed() < SEEN_WITHIN, "STALE: the other host does not see store {n}");
+            reader.read_exact_at(&mut bytes, 8 * index as u64).expect("read");
+        }
     }
 }
 

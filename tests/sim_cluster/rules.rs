@@ -264,6 +264,7 @@ fn who_notices(bug: Bug) -> Suite {
             (scenes::mount_beside_fsck, "a mount beside fsck", 16)
         }
         Bug::RenameLockNotTaken => unreachable!("its lack does no harm"),
+        real => panic!("{real:?} is a matter of real kernels (tests/multi_host/rules.rs)"),
     }
 }
 
