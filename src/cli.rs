@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 pub mod bench;
 mod daemonize;
 pub mod demo;
+mod ending;
 pub mod fsck;
 mod guard;
 pub mod locks;
@@ -36,8 +37,6 @@ const EXIT_USAGE_ELSEWHERE: u8 = 2;
 pub const EXIT_SYSTEM: u8 = 2;
 /// The mount could not be made.
 pub const EXIT_MOUNT: u8 = 32;
-/// The daemon lost its lease or its device and stopped serving.
-pub const EXIT_FENCED: u8 = 75;
 
 #[derive(Parser)]
 #[command(name = "lunfs", version, about = "A clustered filesystem for a LUN that several hosts see at once")]

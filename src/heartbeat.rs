@@ -23,7 +23,7 @@ use std::time::Duration;
 use crate::ats::{Ats, AtsError, Image, SwapRecord, Swapped};
 use crate::layout::geometry::Geometry;
 use crate::layout::slot::{SlotRecord, SlotState};
-use crate::lease::{IoClass, Lease};
+use crate::lease::{EndCause, IoClass, Lease};
 use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
 use crate::types::{Incarnation, Owner};
@@ -166,7 +166,7 @@ impl Heartbeat {
             let issued = Instant::now();
             if let Err(reason) = self.beat(issued) {
                 log::error!("{}: {reason}; this host stops using the volume", self.me);
-                self.lease.end(&reason);
+                self.lease.end(EndCause::Silence, &reason);
                 return;
             }
             let took = issued.elapsed();
@@ -217,7 +217,11 @@ impl Heartbeat {
                 drop(image);
                 self.beat(issued)
             }
-            Ok(Swapped::Miscompare(found)) => Err(declared_dead(&image.record, &found.record)),
+            Ok(Swapped::Miscompare(found)) => {
+                let reason = declared_dead(&image.record, &found.record);
+                self.lease.end(EndCause::ShutOut, &reason);
+                Err(reason)
+            }
             Err(AtsError::Device(e)) if self.lease.allows() => {
                 // The lease decides how long this may go on.
                 log::warn!("beat failed: {e}");
@@ -295,7 +299,7 @@ impl Heartbeat {
                 Swapped::Miscompare(found) => {
                     let reason = declared_dead(&image.record, &found.record);
                     log::error!("{}: {reason}", self.me);
-                    self.lease.end(&reason);
+                    self.lease.end(EndCause::ShutOut, &reason);
                     break;
                 }
             }

@@ -34,6 +34,21 @@ pub enum LeaseState {
     Ended,
 }
 
+/// What kind of end a lease came to; each is an exit status of the daemon of its own (`docs/recovery.md`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndCause {
+    /// This host gave the volume back.
+    Left,
+    /// No beat landed in time, and the device did not say why: this host stood still or starved, or the device hangs.
+    Silence,
+    /// No beat landed in time because the device answered them with errors.
+    DeviceFailed,
+    /// This host could not keep its promises and gave up by itself.
+    Withdrew,
+    /// Another host declared this one dead, or the device refuses it for another host's sake.
+    ShutOut,
+}
+
 /// Shared by the beat thread, which extends it, and every thread that does I/O, which asks it.
 pub struct Lease {
     state: Mutex<Inner>,
@@ -46,6 +61,9 @@ pub struct Lease {
 struct Inner {
     state: LeaseState,
     reason: Option<String>,
+    cause: Option<EndCause>,
+    /// What the device said to the last beat, while none landed since.
+    beat_failed: Option<String>,
     /// This host gave up by itself: its slot is to say so, that others need not wait for its dead time.
     withdraws: bool,
     /// Told of every deadline, in order.
@@ -69,6 +87,8 @@ impl Lease {
             state: Mutex::new(Inner {
                 state: LeaseState::Unclaimed,
                 reason: None,
+                cause: None,
+                beat_failed: None,
                 withdraws: false,
                 observer: None,
             }),
@@ -87,7 +107,8 @@ impl Lease {
         match inner.state {
             LeaseState::Ended => return false,
             LeaseState::Running { until: old } if Instant::now() >= old => {
-                Self::end_locked(&mut inner, &self.fast, "a beat was answered after the lease had ended");
+                let reason = "a beat was answered after the lease had ended";
+                Self::end_locked(&mut inner, &self.fast, EndCause::Silence, reason);
                 self.changed.notify_all();
                 return false;
             }
@@ -95,6 +116,7 @@ impl Lease {
             _ => {}
         }
         inner.state = LeaseState::Running { until };
+        inner.beat_failed = None;
         let since_origin = until.saturating_duration_since(self.origin).as_nanos() as u64;
         self.fast.store(since_origin.max(ENDED + 1), Ordering::Release);
         if let Some(observer) = &inner.observer {
@@ -114,11 +136,16 @@ impl Lease {
         inner.observer = Some(Box::new(observer));
     }
 
+    /// The device answered a beat with this error. The lease goes on; if it runs out, that was why.
+    pub fn beat_failed(&self, error: &str) {
+        self.state.lock().beat_failed = Some(error.to_owned());
+    }
+
     /// Ends the lease for good. The first reason counts.
-    pub fn end(&self, reason: &str) {
+    pub fn end(&self, cause: EndCause, reason: &str) {
         let mut inner = self.state.lock();
         if inner.state != LeaseState::Ended {
-            Self::end_locked(&mut inner, &self.fast, reason);
+            Self::end_locked(&mut inner, &self.fast, cause, reason);
         }
         self.changed.notify_all();
     }
@@ -129,7 +156,7 @@ impl Lease {
         let mut inner = self.state.lock();
         if inner.state != LeaseState::Ended {
             inner.withdraws = true;
-            Self::end_locked(&mut inner, &self.fast, reason);
+            Self::end_locked(&mut inner, &self.fast, EndCause::Withdrew, reason);
         }
         self.changed.notify_all();
     }
@@ -139,9 +166,23 @@ impl Lease {
         self.state.lock().withdraws
     }
 
-    fn end_locked(inner: &mut Inner, fast: &AtomicU64, reason: &str) {
+    fn end_locked(inner: &mut Inner, fast: &AtomicU64, cause: EndCause, reason: &str) {
+        let ran_out = matches!(inner.state, LeaseState::Running { until } if Instant::now() >= until);
         inner.state = LeaseState::Ended;
-        inner.reason = Some(reason.to_owned());
+        // Whoever says it first: a lease that had run out ended by that. Giving up and leaving say more.
+        let ran_out =
+            ran_out && matches!(cause, EndCause::Silence | EndCause::DeviceFailed | EndCause::ShutOut);
+        let (cause, reason) = match inner.beat_failed.take() {
+            Some(error) if ran_out => (
+                EndCause::DeviceFailed,
+                format!("no beat landed within the lease; the device's last answer: {error}"),
+            ),
+            _ if ran_out && cause != EndCause::Silence => {
+                (EndCause::Silence, format!("no beat landed within the lease; {reason}"))
+            }
+            _ => (cause, reason.to_owned()),
+        };
+        (inner.cause, inner.reason) = (Some(cause), Some(reason));
         // Against the count of changes under way (see `Door::changes_are_over`): one of the two sees the other.
         fast.store(ENDED, Ordering::SeqCst);
     }
@@ -165,6 +206,17 @@ impl Lease {
         self.state.lock().reason.clone()
     }
 
+    /// What kind of end it came to; also of a lease that ran out a moment ago, which nobody noticed yet.
+    pub fn cause(&self) -> Option<EndCause> {
+        let inner = self.state.lock();
+        match inner.state {
+            LeaseState::Running { until } if Instant::now() >= until => {
+                Some(inner.beat_failed.as_ref().map_or(EndCause::Silence, |_| EndCause::DeviceFailed))
+            }
+            _ => inner.cause,
+        }
+    }
+
     /// Blocks until the lease ends, by its deadline or by [`Lease::end`]. Takes no other lock and does no
     /// I/O, so that nothing can keep it from noticing.
     pub fn wait_for_end(&self) -> String {
@@ -175,7 +227,8 @@ impl Lease {
                 LeaseState::Unclaimed => inner = self.changed.wait(inner),
                 LeaseState::Running { until } => {
                     if Instant::now() >= until {
-                        Self::end_locked(&mut inner, &self.fast, "no beat landed within the lease");
+                        let reason = "no beat landed within the lease";
+                        Self::end_locked(&mut inner, &self.fast, EndCause::Silence, reason);
                         self.changed.notify_all();
                     } else {
                         inner = self.changed.wait_until(inner, until).0;
@@ -201,9 +254,40 @@ mod tests {
         lease.extend(start + span, span);
         // Not later than what was told: nothing new.
         lease.extend(start, span);
-        lease.end("test");
+        lease.end(EndCause::Left, "test");
         lease.extend(start + span * 2, span);
         assert_eq!(heard.try_iter().collect::<Vec<_>>(), [start + span, start + span * 2]);
+    }
+
+    #[test]
+    fn why_it_ended_is_known() {
+        let ended = |run_out: bool, failed: bool, end: &dyn Fn(&Lease)| {
+            let lease = Lease::new();
+            lease.extend(Instant::now(), Duration::from_millis(if run_out { 1 } else { 60_000 }));
+            if failed {
+                lease.beat_failed("EIO");
+            }
+            if run_out {
+                crate::rt::sleep(Duration::from_millis(2));
+            }
+            end(&lease);
+            (lease.cause().expect("it ended"), lease.wait_for_end())
+        };
+        let shut_out = |lease: &Lease| lease.end(EndCause::ShutOut, "declared dead");
+        let (cause, reason) = ended(true, true, &|_| ());
+        assert_eq!(cause, EndCause::DeviceFailed);
+        assert!(reason.ends_with("last answer: EIO"), "{reason}");
+        assert_eq!(ended(true, false, &|_| ()).0, EndCause::Silence);
+        assert_eq!(ended(false, true, &shut_out), (EndCause::ShutOut, "declared dead".into()));
+        // A host that slept notices much at once; that it slept comes first.
+        assert_eq!(ended(true, false, &shut_out).0, EndCause::Silence);
+        assert_eq!(ended(true, true, &|lease| lease.withdraw("no commit")).0, EndCause::Withdrew);
+        // An error that a later beat made good says nothing.
+        let lease = Lease::new();
+        lease.extend(Instant::now(), Duration::from_secs(60));
+        lease.beat_failed("EIO");
+        lease.extend(Instant::now() + Duration::from_millis(1), Duration::from_secs(60));
+        assert_eq!(lease.state.lock().beat_failed, None);
     }
 
     #[test]
@@ -212,7 +296,7 @@ mod tests {
         assert!(lease.allows());
         assert!(lease.extend(Instant::now(), Duration::from_secs(60)));
         assert!(lease.allows());
-        lease.end("test");
+        lease.end(EndCause::Left, "test");
         assert!(!lease.allows());
         assert!(!lease.extend(Instant::now(), Duration::from_secs(60)));
         assert!(!lease.allows());

@@ -35,7 +35,7 @@ use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geomet
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::layout::slot::Durations;
 use crate::layout::superblock::{Superblock, SuperblockError};
-use crate::lease::{CommandCounts, Door, IoClass, Lease, LeaseState};
+use crate::lease::{CommandCounts, Door, EndCause, IoClass, Lease, LeaseState};
 use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward, Usage};
 use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::planted::{Bug, is_planted};
@@ -415,6 +415,11 @@ impl Volume {
         }
     }
 
+    /// Why this host may not use the volume any more; `None` while it may, and when it left.
+    pub fn lost_by(&self) -> Option<EndCause> {
+        self.door.lease().cause().filter(|cause| *cause != EndCause::Left)
+    }
+
     /// Commands that operations caused so far.
     pub fn operation_counts(&self) -> CommandCounts {
         self.door.operation_counts()
@@ -452,7 +457,7 @@ impl Volume {
         {
             log::warn!("giving the fencing key back: {e}");
         }
-        self.door.lease().end(LEFT);
+        self.door.lease().end(EndCause::Left, LEFT);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 //! * `files`, `space`, `turns`: contents, sizes and room; who writes next sees what was written before
 //! * `attributes`, `mappings`: what stat(2) and mmap(2) show elsewhere
 //! * `caches`: reads, stats and lookups that began after a change never show what was before it
+//! * `devices`: devices that fail, fill up, hang and come back; `endings`: how a daemon ends, by status and log
 //! * `rules`: the same tests must notice when a rule between daemon and kernel is taken out
 //! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
 //! * `lifetime`: mounting, leaving, being killed, coming back
@@ -25,6 +26,12 @@ mod attributes;
 mod caches;
 #[path = "multi_host/deaths.rs"]
 mod deaths;
+#[path = "multi_host/devices.rs"]
+mod devices;
+#[path = "multi_host/endings.rs"]
+mod endings;
+#[path = "faults/mod.rs"]
+mod faults;
 #[path = "multi_host/files.rs"]
 mod files;
 #[path = "multi_host/guard.rs"]

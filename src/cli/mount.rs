@@ -2,7 +2,7 @@
 //!
 //! What can fail fails before the command returns: options, directory, claim, volume, mount(2), INIT. On
 //! success it prints nothing. The daemon ends when the mount is gone, when it is told to (SIGTERM, SIGINT),
-//! or when it may not serve any more; then it exits with [`EXIT_FENCED`].
+//! or when it may not serve any more; how it ended is its exit status (`ending`).
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -22,12 +22,13 @@ use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
 use super::slot_wait::SlotWait;
 use super::stats_socket::{self, Source};
-use super::{EXIT_FENCED, EXIT_SYSTEM, Failure, guard, logging};
+use super::{EXIT_SYSTEM, Failure, ending, guard, logging};
 use crate::device::open::{OpenOptions, open_device};
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fuse::mounting::MountSettings;
 use crate::fuse::session::EndEvents;
 use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
+use crate::lease::EndCause;
 use crate::testing::memfs_control::MemVolume;
 use crate::volume::{self, Volume, VolumeStats};
 
@@ -90,6 +91,10 @@ pub trait MountedVolume: Send + Sync {
     fn on_end(&self, end: Box<dyn FnOnce(String) + Send>);
     /// Makes everything durable and frees the host's slot.
     fn leave(&self) -> Result<(), String>;
+    /// Why it may not be used any more, if it may not.
+    fn lost_by(&self) -> Option<EndCause> {
+        None
+    }
     /// What was done so far; `None`: nobody counts.
     fn stats(&self) -> Option<VolumeStats> {
         None
@@ -130,6 +135,9 @@ impl MountedVolume for Volume {
     }
     fn leave(&self) -> Result<(), String> {
         Volume::leave(self).map_err(|e| e.to_string())
+    }
+    fn lost_by(&self) -> Option<EndCause> {
+        Volume::lost_by(self)
     }
     fn stats(&self) -> Option<VolumeStats> {
         Some(Volume::stats(self))
@@ -331,11 +339,9 @@ impl Mounted {
         if let Some(text) = self.counters.snapshot().and_then(|stats| serde_json::to_string(&stats).ok()) {
             log::info!("counters of this mount: {text}");
         }
-        match (reason, left) {
-            (EndReason::Lost(_), _) => ExitCode::from(EXIT_FENCED),
-            (_, Err(_)) => ExitCode::from(EXIT_SYSTEM),
-            (_, Ok(())) => ExitCode::SUCCESS,
-        }
+        let ending = ending::of(&reason, self.volume.lost_by(), left.is_ok());
+        ending.log(&self.counters.mountpoint);
+        ExitCode::from(ending.status)
     }
 }
 

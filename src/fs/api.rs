@@ -94,6 +94,9 @@ pub enum FsError {
     /// This host may not touch the volume any more.
     #[error("this host has lost its lease or was shut down")]
     Fenced,
+    /// The device has no room left below what it promised (thin provisioning, a sparse image).
+    #[error("the device is full: {0}")]
+    DeviceFull(String),
     /// The device or the bytes on it failed; the message says where.
     #[error("{0}")]
     Io(String),
@@ -111,7 +114,7 @@ impl FsError {
             FsError::NameTooLong => libc::ENAMETOOLONG,
             FsError::Invalid | FsError::Loop => libc::EINVAL,
             FsError::TooLarge => libc::EFBIG,
-            FsError::NoSpace => libc::ENOSPC,
+            FsError::NoSpace | FsError::DeviceFull(_) => libc::ENOSPC,
             FsError::TooManyLinks => libc::EMLINK,
             FsError::NotPermitted => libc::EPERM,
             FsError::Access => libc::EACCES,

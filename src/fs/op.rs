@@ -78,7 +78,10 @@ impl From<AllocError> for FsError {
 
 impl From<crate::device::DeviceError> for FsError {
     fn from(e: crate::device::DeviceError) -> Self {
-        FsError::Io(e.to_string())
+        match e.is_full() {
+            true => FsError::DeviceFull(e.to_string()),
+            false => FsError::Io(e.to_string()),
+        }
     }
 }
 

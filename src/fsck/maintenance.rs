@@ -22,7 +22,7 @@ use crate::inspect::names::printable;
 use crate::inspect::watch::SlotWatch;
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::slot::{Durations, SlotState};
-use crate::lease::{Door, IoClass, Lease};
+use crate::lease::{Door, EndCause, IoClass, Lease};
 use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Instant};
@@ -224,7 +224,7 @@ impl Maintenance {
             ..record.clone()
         });
         let left = leave_slot(&self.heartbeat, self.ats.door().fencing());
-        self.ats.door().lease().end("maintenance ended");
+        self.ats.door().lease().end(EndCause::Left, "maintenance ended");
         freed.and(left)
     }
 }

@@ -43,8 +43,10 @@ pub enum EndReason {
     KernelGone,
     /// Asked to end by this signal.
     Signal(i32),
-    /// The volume can't be served any more: lease or device lost, or an internal error.
+    /// The volume can't be served any more: lease or device lost.
     Lost(String),
+    /// A thread of this program failed in a way that nobody foresaw.
+    Internal(String),
 }
 
 /// Where reasons to end are reported; made before anything else so that none is missed.
@@ -102,7 +104,7 @@ impl Session {
         let ended = std::sync::Mutex::new(events.sender());
         let on_panic = Box::new(move |what: String| {
             if let Ok(sender) = ended.lock() {
-                let _ = sender.send(EndReason::Lost(format!("internal error: {what}")));
+                let _ = sender.send(EndReason::Internal(what));
             }
         });
         let workers = WorkerPool::new(PoolLimits::default());
@@ -196,6 +198,13 @@ impl Session {
         if let (EndReason::KernelGone, Some(cause)) = (&reason, self.guard.acted()) {
             reason = EndReason::Lost(format!("its guard silenced the kernel: {cause}"));
         }
+        if reason == EndReason::KernelGone && self.notifier.has_silenced() {
+            // We aborted it ourselves; why, comes when the volume has done what it does then.
+            reason = match self.events.receiver.recv_timeout(GIVE_UP) {
+                Ok(told @ (EndReason::Lost(_) | EndReason::Internal(_))) => told,
+                _ => EndReason::Lost("this host stopped using it".into()),
+            };
+        }
         match &reason {
             EndReason::KernelGone if self.kernel.is_mount_gone() => log::info!("unmounted"),
             EndReason::KernelGone => {
@@ -210,6 +219,10 @@ impl Session {
             }
             EndReason::Lost(why) => {
                 log::error!("the volume is lost: {why}; the mount answers errors from now on");
+                self.notifier.silence();
+            }
+            EndReason::Internal(what) => {
+                log::error!("internal error: {what}; the mount answers errors from now on");
                 self.notifier.silence();
             }
         }
@@ -239,6 +252,7 @@ impl Session {
                 log::warn!("asked again; programs that still use the mount get errors now");
             }
             Ok(EndReason::Lost(why)) => log::error!("the volume is lost: {why}"),
+            Ok(EndReason::Internal(what)) => log::error!("internal error: {what}"),
             Err(_) => log::warn!("programs still use the mount; they get errors now"),
         }
         self.notifier.silence();

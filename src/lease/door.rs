@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Lease, Timing};
+use super::{EndCause, Lease, Timing};
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing};
 use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Condvar, Instant, Mutex};
@@ -303,7 +303,7 @@ impl Door {
     /// Who was shut out of the device is dead to the others.
     fn notice(&self, error: &DeviceError) {
         if matches!(error, DeviceError::Fenced { .. }) {
-            self.lease.end("another host fenced this one at the device");
+            self.lease.end(EndCause::ShutOut, "another host fenced this one at the device");
         }
     }
 
@@ -332,7 +332,12 @@ impl Door {
         self.look_for_reset()?;
         let resets = self.resets();
         let swap = || self.device.compare_and_write(at.offset_bytes(), expected, new);
-        let outcome = timed(swap, Some(&self.compare_and_write_time)).inspect_err(|e| self.notice(e))?;
+        let outcome = timed(swap, Some(&self.compare_and_write_time)).inspect_err(|e| {
+            self.notice(e);
+            if class == IoClass::Beat {
+                self.lease.beat_failed(&e.to_string());
+            }
+        })?;
         if self.geometry.volatile_cache && self.resets() != resets {
             // It may have been taken back; the content decides.
             let error = std::io::Error::other("the device was reset meanwhile");

@@ -268,6 +268,7 @@ impl Demand {
                 }
                 std::mem::take(&mut wake.look_at)
             };
+            let mut failed = false;
             let ringers = match self.answer_doorbell() {
                 Ok(ringers) => {
                     self.looked();
@@ -283,6 +284,7 @@ impl Demand {
                         return;
                     }
                     log::warn!("looking at the doorbell: {e}");
+                    failed = true;
                     SlotSet::EMPTY
                 }
             };
@@ -306,7 +308,14 @@ impl Demand {
                 }
             }
             let busy = last_asked.elapsed() < BUSY_FOR;
-            pause = if busy { POLL_BUSY } else { (pause * 5 / 4).min(POLL_IDLE) };
+            // A device that fails is not asked, and its failure not said, a thousand times a second.
+            pause = if failed {
+                POLL_IDLE
+            } else if busy {
+                POLL_BUSY
+            } else {
+                (pause * 5 / 4).min(POLL_IDLE)
+            };
         }
     }
 

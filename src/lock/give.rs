@@ -15,7 +15,7 @@ use super::{Access, Held, LockError, LockId, LockManager, Mode, Patience, Usage,
 use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
-use crate::lease::IoClass;
+use crate::lease::{EndCause, IoClass};
 use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Instant};
 use crate::types::{BlockNo, Owner};
@@ -340,7 +340,7 @@ impl LockManager {
                         found.record
                     );
                     log::error!("{reason}");
-                    self.ats.door().lease().end(&reason);
+                    self.ats.door().lease().end(EndCause::ShutOut, &reason);
                     return Ok(());
                 }
                 // Other sharers came or went: decide anew.

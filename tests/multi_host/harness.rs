@@ -3,6 +3,7 @@
 //! Everything is cleaned up by process id and path, also when a body panics. A watchdog kills the daemons of a
 //! test that hangs, so that the hanging system call fails and the test with it; it says so first.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::processes;
@@ -123,6 +125,8 @@ pub struct Cluster {
     temp: tempfile::TempDir,
     backing: Backing,
     loops: Vec<LoopDevice>,
+    /// Environment of the daemons that are mounted from now on.
+    pub environment: Vec<(String, OsString)>,
     pub hosts: Vec<Host>,
     made: usize,
     finished: Arc<AtomicBool>,
@@ -137,10 +141,21 @@ impl Cluster {
     /// With other durations (`--profile`).
     pub fn with_profile(profile: &str, backing: Backing, slots: u16, size: &str) -> Cluster {
         let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir().expect("a temporary directory");
+        Cluster::inside(temp, profile, backing, slots, size)
+    }
+
+    /// With the image in this directory.
+    pub fn inside(
+        temp: tempfile::TempDir,
+        profile: &str,
+        backing: Backing,
+        slots: u16,
+        size: &str,
+    ) -> Cluster {
         std::fs::create_dir(temp.path().join("run")).expect("a new directory");
         let hosts = Vec::new();
-        let mut cluster =
-            Cluster { temp, backing, loops: Vec::new(), hosts, made: 0, finished: Arc::default() };
+        let (loops, environment, finished) = (Vec::new(), Vec::new(), Arc::default());
+        let mut cluster = Cluster { temp, backing, loops, environment, hosts, made: 0, finished };
         let device = match backing {
             Backing::File(_) => cluster.image(),
             Backing::Loop(_) => {
@@ -158,6 +173,15 @@ impl Cluster {
         let made = mkfs.arg(device).output().expect("mkfs runs");
         assert!(made.status.success(), "{made:?}");
         cluster
+    }
+
+    /// The loop device of host number `n`.
+    pub fn loop_path(&self, n: usize) -> &Path {
+        self.loops[n].path()
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.temp.path()
     }
 
     pub fn image(&self) -> PathBuf {
@@ -197,6 +221,7 @@ impl Cluster {
         let log = self.temp.path().join(format!("log-{name}"));
         let mut command = lunfs();
         command.env("LUNFS_RUN_DIR", self.temp.path().join("run"));
+        command.envs(self.environment.iter().cloned());
         command.args(["mount", "--host", name, "-o", &format!("log={}", log.display())]);
         if let Backing::File(bytes) = self.backing {
             command.args(["-o", &format!("logical_block={bytes}")]);
@@ -331,6 +356,25 @@ impl Cluster {
         hosts.iter().map(|h| (text(&h["host"]), text(&h["state"]))).collect()
     }
 
+    /// What `lunfs fsck -n` says of the unmounted volume.
+    pub fn demand_clean(&self) {
+        let device = match self.loops.first() {
+            Some(device) => device.path().to_owned(),
+            None => self.image(),
+        };
+        let output = lunfs().args(["fsck", "-n"]).arg(device).output().expect("fsck runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// Everybody leaves, and fsck finds nothing.
+    pub fn end_clean(mut self) {
+        while !self.hosts.is_empty() {
+            self.unmount(0);
+        }
+        self.demand_clean();
+        self.end();
+    }
+
     /// Everybody leaves; nothing may stay.
     pub fn end(mut self) {
         while !self.hosts.is_empty() {
@@ -384,6 +428,27 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// From now on a daemon becomes this process's child when the command that started it has ended, so that its exit
+/// status can be seen.
+pub fn adopt_daemons() {
+    nix::sys::prctl::set_child_subreaper(true).expect("any process may");
+}
+
+/// The exit status of a child or adopted daemon; `None`: a signal ended it.
+pub fn status_of(pid: i32) -> Option<i32> {
+    let mut status = None;
+    until("the daemon ends", || match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => {
+            status = Some(code);
+            true
+        }
+        Ok(WaitStatus::Signaled(..)) => true,
+        Ok(_) => false,
+        Err(errno) => panic!("waiting for {pid}: {errno}"),
+    });
+    status
 }
 
 /// A meeting point of threads that fails instead of waiting for ever when one of them is gone.
