@@ -132,8 +132,9 @@ fn stopped_and_fenced_on_loop_devices() {
     two_hosts(Backing::Loop(4096)).into_iter().for_each(stopped_and_fenced);
 }
 
-/// A daemon is stopped while it writes, for longer than its dead time. The other host shuts it out of the device
-/// before it takes over, so whatever it does when it wakes up changes nothing.
+/// A daemon is stopped while it writes, for longer than its dead time. Whatever it does when it wakes up changes
+/// nothing. Nearly always its lease sees to that; the moments in which only the fence does are made in `devices`
+/// (`a_late_write_of_a_fenced_host_is_refused`, `a_write_inside_the_gate_ends_with_its_process`).
 fn stopped_and_fenced(mut cluster: Cluster) {
     let paths = cluster.paths("file");
     fs::write(&paths[0], vec![1; 64 << 10]).expect("write");

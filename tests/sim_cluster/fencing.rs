@@ -74,7 +74,8 @@ fn without_a_fence_a_write_that_is_held_too_long_gets_through() {
     assert!(harm.iter().all(late), "{}", harm[0].message);
 }
 
-/// Frozen between two commands for longer than its dead time, it wakes up, is refused, and stops for good.
+/// Frozen for longer than its dead time with a write on its way that is held up below it, it wakes up, is refused, and
+/// stops for good; the write arrives after that, and is refused, too.
 #[test]
 fn a_host_that_wakes_up_fenced_says_so_and_stops() {
     for seed in seeds(0..8) {
@@ -95,11 +96,14 @@ fn a_host_that_wakes_up_fenced_says_so_and_stops() {
             });
             rt::sleep(Duration::from_millis(SimRng::new(seed, 73).between(1, 900)));
             let tag = cluster.hosts[0].tag;
+            let late = Fault::Late(Duration::from_secs(60));
+            cluster.lun.inject(FaultRule::next_of(late, tag, CommandKind::Write));
+            rt::sleep(Duration::from_millis(2));
             freeze_host(tag);
             cluster.on(1, |fs| write(fs, ino, 3));
             thaw_host(tag);
             writer.join().unwrap();
-            rt::sleep(Duration::from_secs(5));
+            rt::sleep(Duration::from_secs(90));
             assert!(cluster.hosts[0].volume.door().lease().reason().is_some());
             cluster.on(1, |fs| {
                 let bytes = fs.read(&cx(), ino, None, 0, 8192).unwrap().value.to_vec();
