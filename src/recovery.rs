@@ -22,7 +22,9 @@
 //! Not for: deciding that a host is dead (`heartbeat`), or stopping one that only seems so.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -35,6 +37,7 @@ use crate::layout::lock::{LockMode, LockRecord};
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::layout::{Magic, header_of, verify};
 use crate::lease::{Door, IoClass};
+use crate::rt::Instant;
 use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, Owner, Slot, Tenure};
 
@@ -60,10 +63,23 @@ pub enum RecoveryError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Replayed {
     pub transactions: u64,
+    /// Blocks of the journal that held them, of all it has.
+    pub used_blocks: u64,
+    pub ring_blocks: u64,
     pub blocks: u64,
     /// Images of tenures that had ended.
     pub skipped: u64,
     pub net: Option<(i64, i64)>,
+    pub took: Duration,
+}
+
+impl fmt::Display for Replayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Replayed { transactions, used_blocks, ring_blocks, blocks, skipped, took, .. } = self;
+        let ms = took.as_millis();
+        write!(f, "{transactions} transactions ({used_blocks} of {ring_blocks} journal blocks), ")?;
+        write!(f, "{blocks} blocks in place, {skipped} of ended tenures, {ms} ms")
+    }
 }
 
 /// Recovers other slots, and the earlier life of our own.
@@ -172,12 +188,7 @@ impl Recovery {
         peers.fresh(owner.slot)?;
         match ended {
             Ok(replayed) => {
-                log::warn!(
-                    "recovered {owner}: {} transactions, {} blocks in place, {} of ended tenures",
-                    replayed.transactions,
-                    replayed.blocks,
-                    replayed.skipped
-                );
+                log::warn!("recovered {owner}: {replayed}");
                 Ok(())
             }
             Err(reason) => Err(RecoveryError::Unrecoverable { owner, reason }),
@@ -252,6 +263,7 @@ impl Recovery {
 
     /// Brings what the journal of a slot holds into place, unless that life is settled. Can be repeated.
     pub fn replay(&self, slot: Slot, settled_up_to: Incarnation) -> Result<Replayed, RecoveryError> {
+        let begun = Instant::now();
         let ring = Ring::of(&self.geometry, slot);
         let scanned = match scan(self.ats.door(), self.ats.volume(), ring) {
             Ok(scanned) => scanned,
@@ -262,14 +274,15 @@ impl Recovery {
                 return Err(RecoveryError::Unrecoverable { owner, reason: e.to_string() });
             }
         };
-        let Scanned { incarnation, transactions, images, net } = scanned;
+        let Scanned { incarnation, transactions, used_blocks, images, net } = scanned;
         if incarnation <= settled_up_to {
             // The life that ended did not come as far as writing its journal.
             return Ok(Replayed::default());
         }
         let owner = Owner { slot, incarnation };
         let resets = self.door().resets();
-        let mut replayed = Replayed { transactions, net, ..Replayed::default() };
+        let mut replayed =
+            Replayed { transactions, used_blocks, ring_blocks: ring.blocks, net, ..Replayed::default() };
         let mut held: BTreeMap<BlockNo, Option<Tenure>> = BTreeMap::new();
         let mut valid = Vec::new();
         for logged in images {
@@ -293,6 +306,7 @@ impl Recovery {
         self.ats.settle_since(IoClass::Lock, resets)?;
         self.put_in_place(&valid)?;
         replayed.blocks = valid.len() as u64;
+        replayed.took = begun.elapsed();
         Ok(replayed)
     }
 

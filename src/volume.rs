@@ -360,12 +360,9 @@ impl Volume {
         log::warn!("the last life in this host's slot ended without leaving; recovering it");
         let replayed = recovery.replay(heartbeat.me().slot, record.settled_up_to)?;
         heartbeat.earlier_settled(replayed.net)?;
-        log::warn!(
-            "recovered it: {} transactions, {} blocks in place, {} of ended tenures",
-            replayed.transactions,
-            replayed.blocks,
-            replayed.skipped
-        );
+        // Or what that life held would seem to wait for its recovery until the next look.
+        heartbeat.peers().fresh(heartbeat.me().slot)?;
+        log::warn!("recovered it: {replayed}");
         Ok(())
     }
 

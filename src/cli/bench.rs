@@ -7,6 +7,7 @@
 //! here.
 
 pub mod creates;
+pub mod failover;
 pub mod io;
 pub mod report;
 pub mod turns;
@@ -23,6 +24,7 @@ use super::EXIT_MOUNT;
 use super::demo::grouped;
 use super::locks::print_json;
 use super::scene::{Scene, SceneOptions, can_mount, in_path};
+use crate::durations::Profile;
 use crate::inspect::table::bytes;
 
 /// Sparse; its clusters hold some 32,000 inodes each, so that no cluster fills up while creates are counted.
@@ -47,6 +49,9 @@ pub struct Args {
     /// Fail if a bar is missed.
     #[arg(long)]
     strict: bool,
+    /// Instead: what the death of a host costs the others, and itself when it comes back.
+    #[arg(long)]
+    failover: bool,
     /// A tenth of the work, for a first impression.
     #[arg(long)]
     quick: bool,
@@ -95,7 +100,10 @@ fn measure(args: &Args) -> Result<Report, String> {
         machine: machine(&scene),
         ..Report::default()
     };
-    let measured = steps(args, &scene, &mut report);
+    let measured = match args.failover {
+        true => failover::run(&scene, &mut report, args.quick, &|what| progress(&scene, what)),
+        false => steps(args, &scene, &mut report),
+    };
     scene.halt_if_interrupted();
     progress(&scene, "");
     let problems = scene.clear();
@@ -128,7 +136,7 @@ fn steps(args: &Args, scene: &Arc<Scene>, report: &mut Report) -> Result<(), Str
         report.skipped.push("creates on ext4: needs root and mkfs.ext4".into());
     }
     // New, so that a hand-over costs what it costs, without inodes of an earlier life being taken over.
-    scene.renew()?;
+    scene.renew(Profile::default())?;
     let hosts = ["alpha", "beta", "gamma"];
     let [a, b] = [scene.mount("alpha")?, scene.mount("beta")?];
     progress(scene, "reads and writes");

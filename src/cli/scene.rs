@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 
 use super::runtime_files;
 use super::stats_socket::{self, DaemonStats};
+use crate::durations::Profile;
 use crate::fuse::{mountinfo, mounting};
 
 /// How long a command, a busy mount, or a daemon on its way out may take.
@@ -105,9 +106,14 @@ impl Host {
         stats_socket::read(&self.socket).map_err(|e| format!("counters of host {}: {e}", self.name))
     }
 
+    /// What it and its earlier lives had to say.
+    pub fn log(&self) -> Result<String, String> {
+        fs::read_to_string(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))
+    }
+
     /// The counters that the daemon left in its log when it ended: with all that leaving cost.
     pub fn last_stats(&self) -> Result<DaemonStats, String> {
-        let log = fs::read_to_string(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))?;
+        let log = self.log()?;
         let last = log.lines().rev().find_map(|line| line.split_once("counters of this mount: "));
         let (_, json) = last.ok_or_else(|| format!("host {} left no counters", self.name))?;
         serde_json::from_str(json).map_err(|e| format!("last counters of host {}: {e}", self.name))
@@ -127,7 +133,7 @@ impl Scene {
                     continue;
                 }
             };
-            match format(&options, &directory) {
+            match format(&options, &directory, Profile::default()) {
                 Ok(()) => {
                     let (props, interrupted) = (Mutex::default(), AtomicBool::new(false));
                     return Ok(Arc::new(Scene { options, directory, props, interrupted }));
@@ -140,11 +146,11 @@ impl Scene {
     }
 
     /// A new volume in place of the old, which nobody has mounted.
-    pub fn renew(&self) -> Result<(), String> {
+    pub fn renew(&self, profile: Profile) -> Result<(), String> {
         let props = self.open_props()?;
         match props.mounts.first() {
             Some(mounted) => Err(format!("{} is still mounted", mounted.at.display())),
-            None => format(&self.options, &self.directory),
+            None => format(&self.options, &self.directory, profile),
         }
     }
 
@@ -205,6 +211,20 @@ impl Scene {
             true => Err("interrupted".into()),
             false => Ok(props),
         }
+    }
+
+    /// The host dies without a chance to do anything. Its dead mount stays until [`Scene::unmount`]. Returns the moment
+    /// before its death.
+    pub fn kill(&self, host: &Host) -> Result<Instant, String> {
+        let died = Instant::now();
+        kill(Pid::from_raw(host.pid as i32), Signal::SIGKILL).map_err(|e| format!("{}: {e}", host.name))?;
+        while is_running(host.pid) {
+            if died.elapsed() > PATIENCE {
+                return Err(format!("the daemon {} of host {} does not die", host.pid, host.name));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(died)
     }
 
     /// Takes a host's mount off and waits until its daemon left the volume.
@@ -276,11 +296,11 @@ fn make_directory(parent: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 /// A formatted image; an old one is deleted first. Nothing of it is left when this fails.
-fn format(options: &SceneOptions, directory: &Path) -> Result<(), String> {
+fn format(options: &SceneOptions, directory: &Path, profile: Profile) -> Result<(), String> {
     let image = directory.join(IMAGE);
     let _ = fs::remove_file(&image);
     let mut command = Command::new(&options.program);
-    command.args(["mkfs", "--quiet", "--label", options.name, "--size"]);
+    command.args(["mkfs", "--quiet", "--label", options.name, "--profile", profile.name(), "--size"]);
     command.arg(options.size_bytes.to_string()).arg(&image);
     run(command).map(drop).inspect_err(|_| drop(fs::remove_file(&image)))
 }

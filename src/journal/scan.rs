@@ -56,6 +56,8 @@ pub struct Scanned {
     /// The life that wrote it; `None` for a ring that was never used.
     pub incarnation: Incarnation,
     pub transactions: u64,
+    /// Ring blocks that they take.
+    pub used_blocks: u64,
     /// By address, then in the order of tenures.
     pub images: Vec<Logged>,
     /// The slot's net allocation (blocks, inodes) after the last transaction.
@@ -148,6 +150,7 @@ pub fn scan(door: &Door, volume: VolumeId, ring: Ring) -> Result<Scanned, ScanEr
             return Err(ScanError::Damaged { at: ring.header, sequence, later });
         }
     }
+    found.used_blocks = ring.blocks - left;
     found.images = images.into_values().collect();
     Ok(found)
 }

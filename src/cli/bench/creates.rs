@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cli::scene::{Host, Scene};
+use crate::durations::Profile;
 use crate::lease::CommandCounts;
 
 /// What the second host does meanwhile.
@@ -102,7 +103,7 @@ fn leave(scene: &Scene, host: &Host) -> Result<CommandCounts, String> {
 
 /// Runs the whole life of `files` files on a new volume. No host has it mounted before or after.
 pub fn run(scene: &Scene, company: Company, files: u32) -> Result<Creates, String> {
-    scene.renew()?;
+    scene.renew(Profile::default())?;
     let me = scene.mount("alpha")?;
     let other = match company {
         Company::Alone => None,
