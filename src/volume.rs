@@ -412,9 +412,12 @@ impl Volume {
         }
     }
 
-    /// Why this host may not use the volume any more; `None` while it may, and when it left.
-    pub fn lost_by(&self) -> Option<EndCause> {
-        self.door.lease().cause().filter(|cause| *cause != EndCause::Left)
+    /// Why this host may not use the volume any more, in kind and in words; `None` while it may, and when it left.
+    pub fn lost_by(&self) -> Option<(EndCause, String)> {
+        let lease = self.door.lease();
+        let cause = lease.cause().filter(|cause| *cause != EndCause::Left)?;
+        // It is over, so this returns at once.
+        Some((cause, lease.wait_for_end()))
     }
 
     /// Commands that operations caused so far.

@@ -55,12 +55,15 @@ pub fn of(reason: &EndReason, lost_by: Option<EndCause>, left: bool) -> Ending {
 }
 
 impl Ending {
-    /// The last word of a daemon.
-    pub fn log(&self, mountpoint: &str) {
+    /// The last word of a daemon. `why` in full: whoever else was to say it may not have come to that.
+    pub fn log(&self, mountpoint: &str, why: Option<&str>) {
         let Ending { status, meaning } = self;
         match status {
             0 => log::info!("the mount on {mountpoint} ends with status 0: {meaning}"),
-            _ => log::error!("the mount on {mountpoint} ends with status {status}: {meaning}"),
+            _ => {
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                log::error!("the mount on {mountpoint} ends with status {status}: {meaning}{why}");
+            }
         }
     }
 }

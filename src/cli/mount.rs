@@ -91,8 +91,8 @@ pub trait MountedVolume: Send + Sync {
     fn on_end(&self, end: Box<dyn FnOnce(String) + Send>);
     /// Makes everything durable and frees the host's slot.
     fn leave(&self) -> Result<(), String>;
-    /// Why it may not be used any more, if it may not.
-    fn lost_by(&self) -> Option<EndCause> {
+    /// Why it may not be used any more, in kind and in words, if it may not.
+    fn lost_by(&self) -> Option<(EndCause, String)> {
         None
     }
     /// What was done so far; `None`: nobody counts.
@@ -136,7 +136,7 @@ impl MountedVolume for Volume {
     fn leave(&self) -> Result<(), String> {
         Volume::leave(self).map_err(|e| e.to_string())
     }
-    fn lost_by(&self) -> Option<EndCause> {
+    fn lost_by(&self) -> Option<(EndCause, String)> {
         Volume::lost_by(self)
     }
     fn stats(&self) -> Option<VolumeStats> {
@@ -339,8 +339,9 @@ impl Mounted {
         if let Some(text) = self.counters.snapshot().and_then(|stats| serde_json::to_string(&stats).ok()) {
             log::info!("counters of this mount: {text}");
         }
-        let ending = ending::of(&reason, self.volume.lost_by(), left.is_ok());
-        ending.log(&self.counters.mountpoint);
+        let lost = self.volume.lost_by();
+        let ending = ending::of(&reason, lost.as_ref().map(|(cause, _)| *cause), left.is_ok());
+        ending.log(&self.counters.mountpoint, lost.map(|(_, why)| why).as_deref());
         ExitCode::from(ending.status)
     }
 }

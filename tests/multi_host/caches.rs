@@ -147,7 +147,7 @@ fn no_stale_kept_attributes(cluster: &Cluster) {
     File::create(&paths[0]).expect("create");
     std::thread::scope(|scope| {
         scope.spawn(|| clock.look(|_| fs::metadata(&paths[1]).expect("stat").size()));
-        clock.change(Duration::from_millis(120), |n| {
+        clock.change(Duration::from_millis(80), |n| {
             // By its name and size alone: an open file would stay with its writer.
             let file = OpenOptions::new().write(true).open(&paths[0]).expect("open");
             file.set_len(n).expect("a size");
