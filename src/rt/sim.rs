@@ -222,8 +222,10 @@ pub fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     }
     if let Ok(range) = std::env::var("LUNFS_SIM_SEEDS")
         && let Some((from, to)) = range.split_once("..")
-        && let (Ok(from), Ok(to)) = (from.trim().parse(), to.trim().parse())
+        && let (Ok(from), Ok(to)) = (from.trim().parse::<u64>(), to.trim().parse::<u64>())
     {
+        // So that whoever asked for the range knows which tests heard it.
+        println!("seeds {from}..{to}");
         return from..to;
     }
     default

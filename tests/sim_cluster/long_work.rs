@@ -260,6 +260,7 @@ fn every_point(seed: u64, work: Work, bug: Option<Bug>) -> Result<u64, Failure> 
 }
 
 /// For the rules: the truncations alone.
+#[cfg(debug_assertions)]
 pub fn truncations(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
     every_point(seed, TRUNCATION, bug).map(drop)
 }

@@ -118,7 +118,7 @@ fn a_listing_under_change_shows_what_stays_exactly_once() {
             let lister = cluster.spawn(2, "lister", move |fs| {
                 let mut rng = SimRng::new(seed, 99);
                 for _ in 0..8 {
-                    let listed = list_all(&*fs, dir, rng.between(40, 4000) as usize).unwrap();
+                    let listed = list_all(&*fs, dir, rng.between(160, 4000) as usize).unwrap();
                     let names: BTreeSet<_> = listed.iter().map(|e| e.name.clone()).collect();
                     assert_eq!(names.len(), listed.len(), "a name was listed twice");
                     let staying = names.iter().filter(|n| n.starts_with(b"staying")).count();

@@ -181,3 +181,24 @@ fn names_longer_than_255_bytes_are_refused() {
     let call = Call::Lookup { parent: NodeId::ROOT, name: Cow::Borrowed(&long) };
     assert!(matches!(bench.ask(call).0, Reply::Error(libc::ENAMETOOLONG)));
 }
+
+#[test]
+fn a_write_through_o_sync_is_durable_before_its_answer() {
+    let bench = bench(false);
+    let (node, open) = bench.create(b"file", libc::O_RDWR | libc::O_DSYNC);
+    let write = |durable| Call::Write {
+        node,
+        handle: Some(open.handle),
+        offset: 0,
+        data: crate::fuse::request::Payload::Borrowed(b"bytes"),
+        append: false,
+        drop_privileges: false,
+        durable,
+    };
+    let synced = || bench.fs.calls().get("fsync").copied().unwrap_or(0);
+    assert!(matches!(bench.ask(write(false)).0, Reply::Written(5)));
+    assert_eq!(synced(), 0);
+    assert!(matches!(bench.ask(write(true)).0, Reply::Written(5)));
+    assert_eq!(synced(), 1);
+    assert!(bench.handlers.finish(PATIENCE));
+}

@@ -135,21 +135,21 @@ impl Judge {
         let others = before.sharers.without(me.slot);
         match after.mode {
             LockMode::Exclusive { owner, .. } if owner == me => {
-                match others.iter().all(|slot| is_void(slot)) {
+                match others.iter().all(&is_void) {
                     true => Ok(()),
                     false => Err("taken exclusively while others share it"),
                 }
             }
             LockMode::Exclusive { owner, .. } => {
                 let rest = others.without(owner.slot);
-                match before.sharers.contains(me.slot) && rest.iter().all(|slot| is_void(slot)) {
+                match before.sharers.contains(me.slot) && rest.iter().all(&is_void) {
                     true => Ok(()),
                     false => Err("given away exclusively while others share it, or by one who does not"),
                 }
             }
             LockMode::Shared if after.sharers.without(me.slot) == others => Ok(()),
             LockMode::Shared => Err("another host's share bit changes"),
-            LockMode::Free if others.iter().all(|slot| is_void(slot)) => Ok(()),
+            LockMode::Free if others.iter().all(is_void) => Ok(()),
             LockMode::Free => Err("made free while others share it"),
         }
     }
