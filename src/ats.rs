@@ -81,6 +81,14 @@ pub struct Ats {
 
 type NameOf = Box<dyn Fn(Slot) -> Option<String> + Send + Sync>;
 
+/// For how long a command is tried.
+#[derive(Clone, Copy)]
+struct Tries {
+    begun: Instant,
+    /// None: as long as the lease allows.
+    patience: Option<Duration>,
+}
+
 /// What one swap went through.
 struct History<R> {
     begun: Instant,
@@ -212,7 +220,19 @@ impl Ats {
         from: &Image<R>,
         to: &R,
     ) -> Result<Swapped<R>, AtsError> {
+        self.swap_within(class, from, to, None)
+    }
+
+    /// The same, given up after `patience` if the device answers nothing usable until then: the outcome is unknown.
+    pub fn swap_within<R: SwapRecord>(
+        &self,
+        class: IoClass,
+        from: &Image<R>,
+        to: &R,
+        patience: Option<Duration>,
+    ) -> Result<Swapped<R>, AtsError> {
         let begun = Instant::now();
+        let tries = Tries { begun, patience };
         let mut history = History {
             begun,
             tried: Vec::new(),
@@ -224,7 +244,7 @@ impl Ats {
             found_own: false,
             say_next: begun + SAY_EVERY,
         };
-        let swapped = self.try_to_swap(class, from, to, &mut history);
+        let swapped = self.try_to_swap(class, from, to, tries, &mut history);
         if swapped.is_ok() {
             self.stats.swap_time.record(begun.elapsed());
         }
@@ -240,6 +260,7 @@ impl Ats {
         class: IoClass,
         from: &Image<R>,
         to: &R,
+        tries: Tries,
         history: &mut History<R>,
     ) -> Result<Swapped<R>, AtsError> {
         let at = to.address();
@@ -265,7 +286,7 @@ impl Ats {
                         let (first, count) = history.unanswered.unwrap_or((issued, 0));
                         history.unanswered = Some((first, count + 1));
                     }
-                    if !self.may_repeat(e, history.begun) {
+                    if !self.may_repeat(e, tries) {
                         return Err(e.clone().into());
                     }
                     if e.executed() == Executed::No {
@@ -278,7 +299,7 @@ impl Ats {
                     }
                 }
             }
-            let found = self.read_until_answered::<R>(class, at, history.begun)?;
+            let found = self.read_until_answered::<R>(class, at, tries)?;
             if let Some(i) = history.tried.iter().position(|t| t.equals(&found)) {
                 let counter = &self.stats.own_had_landed;
                 counter.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
@@ -293,7 +314,7 @@ impl Ats {
             }
             // What we compared with: not decided. Go round with a new nonce.
             history.false_miscompares += u32::from(outcome.is_ok());
-            if !self.is_worth_while(history.begun) {
+            if !self.is_worth_while(tries) {
                 return Err(outcome.err().unwrap_or_else(|| self.never_true(at)).into());
             }
             if Instant::now() >= history.say_next {
@@ -387,25 +408,31 @@ impl Ats {
     fn still_alive(&self, class: IoClass) -> bool {
         self.me.get().is_some_and(|me| {
             let slot = self
-                .read_until_answered::<SlotRecord>(class, me.slot_at, Instant::now())
+                .read_until_answered::<SlotRecord>(
+                    class,
+                    me.slot_at,
+                    Tries { begun: Instant::now(), patience: None },
+                )
                 .map(|image| image.record);
             slot.is_ok_and(|r| r.state == SlotState::Live && r.incarnation == me.owner.incarnation)
         })
     }
 
     /// Is a command worth repeating after this error?
-    fn may_repeat(&self, e: &DeviceError, begun: Instant) -> bool {
+    fn may_repeat(&self, e: &DeviceError, tries: Tries) -> bool {
         let passing = matches!(e, DeviceError::Io { .. } | DeviceError::TimedOut { .. });
-        passing && self.is_worth_while(begun)
+        passing && self.is_worth_while(tries)
     }
 
     /// Within the lease a device may come back, and the lease says for how long. Before and after it nobody else does:
     /// a mount that begins finds a device that answers soon, and a host that gave up is recovered without its word.
-    fn is_worth_while(&self, begun: Instant) -> bool {
-        match self.door.lease().state() {
+    fn is_worth_while(&self, tries: Tries) -> bool {
+        let elapsed = tries.begun.elapsed();
+        let leased = match self.door.lease().state() {
             LeaseState::Running { .. } => true,
-            LeaseState::Unclaimed | LeaseState::Ended => begun.elapsed() < LEASELESS_PATIENCE,
-        }
+            LeaseState::Unclaimed | LeaseState::Ended => elapsed < LEASELESS_PATIENCE,
+        };
+        leased && tries.patience.is_none_or(|most| elapsed < most)
     }
 
     /// Reads until an answer comes or the lease ends: without one nothing can be decided.
@@ -413,12 +440,12 @@ impl Ats {
         &self,
         class: IoClass,
         at: BlockNo,
-        begun: Instant,
+        tries: Tries,
     ) -> Result<Image<R>, AtsError> {
         let mut say_next = Instant::now() + SAY_EVERY;
         loop {
             match self.read_unreported(class, at) {
-                Err(AtsError::Device(e)) if self.may_repeat(&e, begun) => {
+                Err(AtsError::Device(e)) if self.may_repeat(&e, tries) => {
                     if Instant::now() >= say_next {
                         say_next = Instant::now() + SAY_EVERY;
                         log::warn!("what became of a swap of block {at} can't be read: {e}; trying again");

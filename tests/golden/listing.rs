@@ -134,8 +134,11 @@ fn add(fs: &dyn Operations, ino: InodeNo, path: &[u8], listing: &mut Listing) {
         contents,
     };
     listing.insert(if path.is_empty() { b"/".to_vec() } else { path.to_vec() }, seen);
+    if kind != libc::S_IFDIR {
+        return;
+    }
     let mut cookie = 0;
-    while kind == libc::S_IFDIR {
+    loop {
         let entries = fs.readdir(&cx(), ino, cookie, 1 << 16, false).unwrap().value;
         let Some(last) = entries.last() else { return };
         cookie = last.cookie;

@@ -134,12 +134,10 @@ impl Judge {
         let is_void = |slot| self.is_void_share(notes, before.address, slot);
         let others = before.sharers.without(me.slot);
         match after.mode {
-            LockMode::Exclusive { owner, .. } if owner == me => {
-                match others.iter().all(&is_void) {
-                    true => Ok(()),
-                    false => Err("taken exclusively while others share it"),
-                }
-            }
+            LockMode::Exclusive { owner, .. } if owner == me => match others.iter().all(&is_void) {
+                true => Ok(()),
+                false => Err("taken exclusively while others share it"),
+            },
             LockMode::Exclusive { owner, .. } => {
                 let rest = others.without(owner.slot);
                 match before.sharers.contains(me.slot) && rest.iter().all(&is_void) {
