@@ -286,6 +286,19 @@ impl LockManager {
             && matches!(held, Held::Exclusive(_))
             && !is_planted(Bug::ChangeNotCounted);
         loop {
+            // The bit of who asks may by now be that of the next life of its slot, which never asked. Read after the image:
+            // whoever claims the slot later and shares the lock changes the image, and our swap meets that.
+            if target.mode == Mode::Exclusive
+                && image.record.mode == LockMode::Shared
+                && image.record.sharers.contains(target.by.slot)
+                && !is_planted(Bug::GrantedToTheDead)
+                && self.peers.fresh(target.by.slot)?.living(target.by.slot) != Some(target.by)
+            {
+                let mut state = entry.state.lock();
+                state.wanted.retain(|w| w.by != target.by);
+                state.image = Some(image);
+                return Ok(());
+            }
             let waiters = {
                 let state = entry.state.lock();
                 let asked = state.wanted.iter().fold(image.record.waiters, |set, w| set.with(w.by.slot));

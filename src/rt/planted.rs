@@ -87,6 +87,8 @@ pub enum Bug {
     TruncationForgotten,
     /// Requests are read only when somebody rings.
     NetTakenOut,
+    /// A wish is granted over the share of its slot, whichever life that is of.
+    GrantedToTheDead,
     /// A host does not look whether its wishes still stand on the disk.
     WishNotReadBack,
     /// The dead are recovered without being shut out of a device that can do it.
@@ -133,7 +135,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 52] = [
+    pub const ALL: [Bug; 53] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -171,6 +173,7 @@ impl Bug {
         Bug::TruncationForgotten,
         Bug::NetTakenOut,
         Bug::WishNotReadBack,
+        Bug::GrantedToTheDead,
         Bug::NotFenced,
         Bug::ConflictIgnored,
         Bug::RecoveryTakenOver,

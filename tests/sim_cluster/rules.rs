@@ -19,7 +19,7 @@ use super::crash::{CASES, every_point, every_point_of_the_recoverer, hasty};
 use super::model::{LONG, volumes};
 use super::recovery::{settled, sleeper};
 use super::{
-    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, space,
+    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, space, together,
     withdrawal,
 };
 
@@ -247,6 +247,7 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::TruncationForgotten => (long_work::truncations, "long work", 4),
         Bug::NetTakenOut => (scenes::lost_ring, "lost ring", 4),
         Bug::WishNotReadBack => (power::forgotten_wish, "forgotten wish", 8),
+        Bug::GrantedToTheDead => (together::wish_of_an_earlier_life, "wish of an earlier life", 4),
         Bug::NotFenced => (lying_device, "a device that lies", 8),
         Bug::ConflictIgnored => (scenes::refused, "refused", 8),
         Bug::RecoveryTakenOver => (scenes::slow_recoverer, "slow recoverer", 4),

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use lunfs::device::sim::{CommandKind, Fault, FaultRule};
-use lunfs::fs::api::FsError;
+use lunfs::fs::api::{FsError, SetAttributes};
 use lunfs::layout::demand::RequestBlock;
 use lunfs::layout::geometry::lock_of_inode;
 use lunfs::layout::lock::LockMode;
 use lunfs::rt;
-use lunfs::rt::sim::{SimRng, Simulation, seeds};
+use lunfs::rt::planted::Bug;
+use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
 use lunfs::testing::cluster::{Cluster, cx, joined};
 use lunfs::types::{SlotSet, Tenure};
 
@@ -110,5 +111,63 @@ fn no_wish_outlives_its_wait() {
                 assert!(block.requests.is_empty(), "{slot:?} still wants {:?}", block.requests);
             }
         });
+    }
+}
+
+/// A host asks for a lock, dies, comes back as a new life and shares that lock; only then the wish of its earlier life is
+/// answered. That one is settled, so whoever wants the lock next takes it without asking anybody: the share of the new life
+/// must not be forgotten in between.
+pub fn wish_of_an_earlier_life(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let volume = &volumes()[(seed % 4) as usize];
+    let finished = Simulation::new(seed).max_time(LONG).planted(bug).try_run(move || {
+        let mut cluster = Cluster::start(volume, 3);
+        let root = cluster.root();
+        let ino = cluster.on(0, |fs| {
+            let ino = fs.mknod(&cx(), root, b"file", libc::S_IFREG | 0o600, 0).unwrap().value.ino;
+            fs.sync(&cx()).unwrap();
+            ino
+        });
+        let shares = |cluster: &Cluster, host: usize| {
+            cluster.on(host, move |fs| {
+                // Often enough that nobody keeps it exclusively for want of others.
+                for _ in 0..3 {
+                    fs.getattr(&cx(), ino).map(drop).unwrap();
+                }
+            });
+        };
+        for host in [1, 0, 1, 0] {
+            shares(&cluster, host);
+        }
+        // While an answer is on its way the lock does not leave this host.
+        let busy = cluster.spawn(1, "busy", move |fs| {
+            let answer = fs.getattr(&cx(), ino).unwrap();
+            rt::sleep(Duration::from_millis(1500));
+            drop(answer);
+        });
+        drop(cluster.spawn(0, "asks", move |fs| {
+            let set = SetAttributes { mode: Some(0o640), ..SetAttributes::default() };
+            let _ = fs.setattr(&cx(), ino, &set);
+        }));
+        rt::sleep(Duration::from_millis(100 + seed * 7));
+        let tag = cluster.kill(0);
+        cluster.join(tag).unwrap();
+        // The new life, last of the hosts now.
+        let back = cluster.hosts.len() - 1;
+        shares(&cluster, back);
+        joined(busy);
+        rt::sleep(Duration::from_millis(300));
+        let set = SetAttributes { mode: Some(0o604), ..SetAttributes::default() };
+        cluster.on(1, |fs| fs.setattr(&cx(), ino, &set).map(drop)).unwrap();
+        let seen = cluster.on(back, |fs| fs.getattr(&cx(), ino).unwrap().value.mode & 0o777);
+        assert_eq!(seen, 0o604, "an answer from before the change");
+        cluster.finish();
+    });
+    finished.map(drop)
+}
+
+#[test]
+fn a_wish_of_an_earlier_life_is_not_granted_over_the_share_of_the_next_one() {
+    for seed in seeds(0..12) {
+        wish_of_an_earlier_life(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }

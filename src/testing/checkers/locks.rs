@@ -140,6 +140,13 @@ impl Judge {
             },
             LockMode::Exclusive { owner, .. } => {
                 let rest = others.without(owner.slot);
+                let theirs = notes.shares.get(&(before.address, owner.slot));
+                if others.contains(owner.slot)
+                    && theirs.is_some_and(|life| *life != owner.incarnation)
+                    && !is_void(owner.slot)
+                {
+                    return Err("given away to an earlier life of a slot whose present one shares it");
+                }
                 match before.sharers.contains(me.slot) && rest.iter().all(&is_void) {
                     true => Ok(()),
                     false => Err("given away exclusively while others share it, or by one who does not"),
