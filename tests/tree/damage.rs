@@ -391,3 +391,47 @@ fn a_walk_goes_on_after_a_lost_leaf() {
     assert!(left.entries < all.entries && left.entries > all.entries / 2);
     assert!(f.tree.verify_tree(&mut f.store, &f.root).is_err());
 }
+
+/// What a walk shows, in its order.
+#[derive(Default, PartialEq, Debug)]
+struct Shown {
+    nodes: Vec<BlockNo>,
+    entries: Vec<(u64, Vec<u8>)>,
+    damaged: Vec<(BlockNo, u64, u64)>,
+}
+
+impl TreeVisitor<MemError> for Shown {
+    fn node(&mut self, at: BlockNo, _: u8) {
+        self.nodes.push(at);
+    }
+    fn entry(&mut self, key: u64, value: &[u8]) {
+        self.entries.push((key, value.to_vec()));
+    }
+    fn damaged(&mut self, at: BlockNo, lo: u64, hi: u64, _: MemError) {
+        self.damaged.push((at, lo, hi));
+    }
+}
+
+#[test]
+fn the_parts_of_a_walk_are_the_walk() {
+    for lost in [None, Some(0), Some(9000), Some(12_000)] {
+        let mut f = sample(TreeKind::Tiny);
+        if let Some(key) = lost {
+            let leaf = leaf_with(&mut f, key);
+            f.store.blocks.remove(&leaf);
+        }
+        let mut whole = Shown::default();
+        f.tree.walk(&mut f.store, &f.root, &mut whole);
+        assert!(whole.nodes.len() > 50 && whole.damaged.len() == usize::from(lost.is_some()));
+        for most in [1, 2, 3, 10, 1000, u32::MAX] {
+            let (mut parts, mut from, mut count) = (Shown::default(), 0, 0);
+            while let Some(next) = f.tree.walk_part(&mut f.store, &f.root, from, most, &mut parts) {
+                assert!(next > from, "no progress at {from:#x}");
+                from = next;
+                count += 1;
+            }
+            assert_eq!(parts, whole, "parts of {most} leaves, {count} more than one");
+            assert_eq!(count > 0, most < 1000);
+        }
+    }
+}
