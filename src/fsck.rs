@@ -29,8 +29,9 @@ mod quiet;
 pub mod repair;
 mod repair_structure;
 mod repair_trees;
+pub mod rules;
 mod system;
-mod usage;
+pub(crate) mod usage;
 mod view;
 
 use std::cell::OnceCell;

@@ -2,6 +2,8 @@
 
 #[path = "fsck/broken.rs"]
 mod broken;
+#[path = "fsck/cases.rs"]
+mod cases;
 #[path = "fsck/command.rs"]
 mod command;
 #[path = "fsck/garbage.rs"]

@@ -2,6 +2,7 @@
 
 use super::finding::{Finding, Kind, Place};
 use super::inodes::{Directory, Index, Known};
+use super::rules::{self, TRUNCATING};
 use super::view::{BadNode, Nodes};
 use super::{Checker, FsckError};
 use crate::fs::dirtree::DirTree;
@@ -17,9 +18,6 @@ use crate::types::{BLOCK_BYTES_U64, BlockNo, InodeNo};
 const GROUPS_PER_READ: u64 = 16;
 /// Such reads under way, where it is read ahead.
 const RUNS_AHEAD: u64 = 16;
-/// Flag of a body: extents behind the end wait to be freed.
-pub(super) const TRUNCATING: u32 = 1;
-const KNOWN_FLAGS: u32 = TRUNCATING;
 
 /// Extents of a file as a walk meets them.
 struct Extents<'a, 'c, 'v, 'd> {
@@ -180,7 +178,7 @@ impl Checker<'_, '_, '_> {
         if !in_use {
             return;
         }
-        if let Some(text) = contradiction(body) {
+        if let Some(text) = rules::inode_contradiction(body) {
             self.owners_unknown = true;
             self.names_unknown = true;
             if self.first_round {
@@ -227,21 +225,4 @@ impl Checker<'_, '_, '_> {
             self.find(Kind::BehindEnd, place, text);
         }
     }
-}
-
-/// What contradicts itself in a body that is in use.
-fn contradiction(body: &InodeDisk) -> Option<String> {
-    let mode = body.mode.get();
-    let form = body.form();
-    let fits = match mode & libc::S_IFMT {
-        libc::S_IFDIR => form == Form::Tree,
-        libc::S_IFREG | libc::S_IFLNK => form != Form::Empty,
-        libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => form == Form::Empty,
-        _ => return Some(format!("mode {mode:o} is of no known type")),
-    };
-    if !fits {
-        return Some(format!("mode {mode:o} with contents of form {form:?}"));
-    }
-    let unknown = body.flags.get() & !KNOWN_FLAGS;
-    (unknown != 0).then(|| format!("unknown flags {unknown:#x}"))
 }

@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::finding::{Kind, Place};
+use super::rules::{Counts, marks_own_free};
 use super::usage::{BLOCKS_PER_MAP, MapId, Met};
 use super::{Checker, FsckError};
-use crate::layout::cluster::{ClusterHeader, ClusterMap, MapSummary};
+use crate::layout::cluster::{ClusterHeader, ClusterMap};
 use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS};
 use crate::layout::lock::LockKind;
 use crate::types::BlockNo;
@@ -77,9 +78,7 @@ impl Checker<'_, '_, '_> {
                 return;
             }
         };
-        let (mut free_blocks, mut free_inodes, mut groups) = (0, 0, 0);
-        let mut whole = true;
-        let mut wrong = Vec::new();
+        let (mut counts, mut whole) = (Counts::default(), true);
         let summaries = || (0..self.geometry.cluster_maps(cluster)).zip(&header.summaries);
         let written: Vec<u64> = summaries().filter(|(_, s)| s.written != 0).map(|(map, _)| map).collect();
         let mut read = self.maps(cluster, &written).into_iter().peekable();
@@ -100,33 +99,11 @@ impl Checker<'_, '_, '_> {
             if summary.written != 0 {
                 self.usage.expect(id);
             }
-            groups += self.look_through(id, &this);
-            let (blocks, inodes) = (this.free_blocks(), this.free_inodes());
-            free_blocks += blocks;
-            free_inodes += inodes;
-            if !summary_fits(summary, blocks, inodes) {
-                wrong.push(format!(
-                    "map {map} has {blocks} free blocks and {inodes} free inodes, the header says {} and {}",
-                    summary.free_blocks.get(),
-                    summary.free_inodes.get()
-                ));
-            }
+            let groups = self.look_through(id, &this);
+            counts.add(map, &this, groups, &header);
         }
-        for (what, says, is) in [
-            ("free blocks", header.free_blocks.get(), free_blocks),
-            ("free inodes", header.free_inodes.get(), free_inodes),
-            ("inode groups", header.groups.get(), groups),
-        ] {
-            if says != is && whole {
-                wrong.push(format!("its header counts {says} {what}, its maps {is}"));
-            }
-        }
-        let blocks = u64::from(header.blocks.get());
-        if blocks != self.geometry.cluster_len(cluster) {
-            wrong.push(format!("its header says {blocks} blocks"));
-        }
-        if !wrong.is_empty() {
-            self.find(Kind::ClusterCounts, Place::Cluster(cluster), wrong.join("; "));
+        if let Some(wrong) = counts.faults(&header, &self.geometry, whole) {
+            self.found(wrong);
         }
     }
 
@@ -134,10 +111,8 @@ impl Checker<'_, '_, '_> {
     fn look_through(&mut self, (cluster, map): MapId, this: &ClusterMap) -> u32 {
         let empty = ClusterMap::new_empty(&self.geometry, self.volume, cluster, map);
         let mut groups = 0;
-        let mut own = true;
         for (i, (chunk, empty)) in (0..).zip(this.chunks.iter().zip(&empty.chunks)) {
             let (used, overhead) = (chunk.used.get(), empty.used.get());
-            own &= used & overhead == overhead && (chunk.group == 0 || overhead == 0);
             self.report.used_blocks += u64::from((used & !overhead).count_ones());
             if chunk.group == 1 && overhead == 0 {
                 groups += 1;
@@ -145,7 +120,7 @@ impl Checker<'_, '_, '_> {
                 self.inodes.add_group(self.chunk_start((cluster, map), i), chunk.inodes);
             }
         }
-        if !own {
+        if marks_own_free(this, &empty) {
             let text = "marks the cluster's own blocks as free or as inodes";
             self.find(Kind::ClusterOwn, Place::Map { cluster, map }, text);
         }
@@ -229,10 +204,6 @@ impl Checker<'_, '_, '_> {
             self.find(Kind::BlockLost, place, "marked used and belongs to nobody");
         }
     }
-}
-
-fn summary_fits(summary: &MapSummary, blocks: u32, inodes: u32) -> bool {
-    u32::from(summary.free_blocks.get()) == blocks && u32::from(summary.free_inodes.get()) == inodes
 }
 
 /// Collects neighbouring blocks.

@@ -14,9 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::finding::{Finding, Kind, Phase, Place, Repair, Severity};
 use super::maintenance::{self, Maintenance};
 use super::patch::{Patch, PatchError};
-use super::{
-    FsckError, Limits, Observer, Progress, Report, bodies, check_opened, open, quiet, repair_structure,
-};
+use super::{FsckError, Limits, Observer, Progress, Report, check_opened, open, quiet, repair_structure};
 use crate::device::BlockDevice;
 use crate::heartbeat::HostIdentity;
 use crate::inspect::{InspectError, Volume};
@@ -191,7 +189,7 @@ impl<'d> One<'_, 'd> {
             }
             // The next host that writes to it frees them, as it does after a truncation that was cut short.
             (Kind::BehindEnd, Place::Inode(ino)) => self.change(InodeNo(ino), |body| {
-                body.flags = U32::new(body.flags.get() | bodies::TRUNCATING);
+                body.flags = U32::new(body.flags.get() | super::rules::TRUNCATING);
             }),
             (Kind::DirectoryEntries, Place::Inode(ino)) => {
                 self.change(InodeNo(ino), |body| body.entries = U64::new(finding.should_be))

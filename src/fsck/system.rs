@@ -1,15 +1,15 @@
 //! The first pass: superblocks, slots and what belongs to them, journals, the volume's own locks.
 
-use super::Checker;
-use super::finding::{Finding, Kind, Place};
+use super::finding::{Kind, Place};
 use super::pending::{Journal, Pending};
+use super::{Checker, rules};
 use crate::layout::demand::{DoorbellRecord, RequestBlock};
 use crate::layout::journal::JournalHeader;
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
-use crate::layout::slot::{SlotRecord, SlotState};
+use crate::layout::slot::SlotRecord;
 use crate::layout::superblock::Superblock;
 use crate::layout::{Block, LayoutError};
-use crate::types::{BlockNo, Incarnation, MAX_SLOTS, Owner, Slot, SlotSet};
+use crate::types::{BlockNo, Incarnation, Owner, Slot};
 
 impl Checker<'_, '_, '_> {
     pub(super) fn system(&mut self, journals: &[Journal]) {
@@ -72,23 +72,7 @@ impl Checker<'_, '_, '_> {
                 return None;
             }
         };
-        let contradiction = match record.state {
-            _ if record.settled_up_to > record.incarnation => Some("a life is settled that has not begun"),
-            SlotState::Free if record.incarnation.0 != 0 => Some("free, though it was claimed"),
-            SlotState::Left | SlotState::Recovered if !record.settled(record.incarnation) => {
-                Some("its life ended and is not settled")
-            }
-            SlotState::Live | SlotState::Withdrawn | SlotState::Recovering
-                if record.settled(record.incarnation) =>
-            {
-                Some("its life goes on and is settled")
-            }
-            _ if record.recoverer.is_some_and(|by| by.slot.0 >= self.geometry.slots) => {
-                Some("its recoverer has a slot that the volume does not have")
-            }
-            _ => None,
-        };
-        if let Some(text) = contradiction {
+        if let Some(text) = rules::slot_contradiction(&record, self.geometry.slots) {
             self.find(Kind::Slot, Place::of_slot(slot), text);
         }
         Some(record)
@@ -185,36 +169,14 @@ impl Checker<'_, '_, '_> {
     }
 
     fn lock_record(&mut self, record: LockRecord, kind: LockKind) -> Option<LockRecord> {
-        let place = Place::of_block(record.address);
-        if record.kind != kind {
-            let text = format!("says {}, covers {}", record.kind.name(), kind.name());
-            let code = kind as u64;
-            self.found(Finding::new(Kind::LockKind, place, text).should_be(code));
-            return None;
-        }
-        if let LockMode::Exclusive { owner, tenure } = record.mode {
-            let never = if owner.slot.0 >= self.geometry.slots {
-                Some(format!("owned by {owner}; the volume has {} slots", self.geometry.slots))
-            } else if self.lives_of(owner.slot).is_some_and(|last| owner.incarnation > last) {
-                Some(format!("owned by {owner}, which never was"))
-            } else if tenure.0 > record.swap_counter {
-                Some(format!("tenure {} began after swap {}", tenure.0, record.swap_counter))
-            } else {
+        let fault = rules::lock_fault(&record, kind, self.geometry.slots, |slot| self.lives_of(slot));
+        match fault {
+            Some(fault) => {
+                self.found(fault);
                 None
-            };
-            if let Some(text) = never {
-                self.find(Kind::LockOwner, place, text);
-                return None;
             }
+            None => Some(record),
         }
-        let next = record.next.map_or(SlotSet::EMPTY, |next| SlotSet::of(next.slot));
-        let all = record.sharers.union(record.openers).union(record.waiters).union(next);
-        if let Some(slot) = (self.geometry.slots..MAX_SLOTS).map(Slot).find(|s| all.contains(*s)) {
-            let text = format!("names slot {slot}; the volume has {} slots", self.geometry.slots);
-            self.find(Kind::LockSlots, place, text);
-            return None;
-        }
-        Some(record)
     }
 
     /// The last life of a slot, if the slot can be read.
