@@ -18,6 +18,7 @@
 //! * [`inspect`]: read-only eyes on a volume, from any host
 //! * [`format`](mod@format): making a volume
 //! * [`fsck`]: checking and repairing a volume that nobody uses
+//! * [`scrub`]: checking a volume that hosts use meanwhile
 pub mod alloc;
 pub mod ats;
 pub mod cli;
@@ -35,6 +36,7 @@ pub mod lease;
 pub mod lock;
 pub mod recovery;
 pub mod rt;
+pub mod scrub;
 pub mod store;
 #[doc(hidden)]
 pub mod testing;

@@ -41,6 +41,8 @@ mod revokes;
 mod rules;
 #[path = "sim_cluster/scenes.rs"]
 mod scenes;
+#[path = "sim_cluster/scrub.rs"]
+mod scrub;
 #[path = "sim_cluster/space.rs"]
 mod space;
 #[path = "sim_cluster/together.rs"]

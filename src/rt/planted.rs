@@ -123,6 +123,8 @@ pub enum Bug {
     MaintenanceIgnored,
     /// Maintenance begins without a look whether other hosts live.
     MaintenanceUnwatched,
+    /// A scrub looks at what did not fit without the locks that cover it.
+    LooksWithoutLocks,
     /// The kernel keeps a file's pages when its lock leaves.
     KernelPagesKept,
     /// The kernel is not told that a file changes hands: it keeps attributes and pages.
@@ -135,7 +137,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 53] = [
+    pub const ALL: [Bug; 54] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -189,6 +191,7 @@ impl Bug {
         Bug::ServedMeanwhile,
         Bug::MaintenanceIgnored,
         Bug::MaintenanceUnwatched,
+        Bug::LooksWithoutLocks,
     ];
     /// Those between a daemon and its kernel: no simulation has one.
     pub const REAL: [Bug; 5] = [

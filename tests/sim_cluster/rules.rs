@@ -19,7 +19,7 @@ use super::crash::{CASES, every_point, every_point_of_the_recoverer, hasty};
 use super::model::{LONG, volumes};
 use super::recovery::{settled, sleeper};
 use super::{
-    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, space, together,
+    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, scrub, space, together,
     withdrawal,
 };
 
@@ -54,6 +54,11 @@ fn points_of_births(seed: u64, bug: Option<Bug>) -> Outcome {
 
 fn points_of_writes(seed: u64, bug: Option<Bug>) -> Outcome {
     points_of(seed, bug, "write")
+}
+
+/// Changes beside a check of the volume, which must find nothing.
+fn beside_a_scrub(seed: u64, bug: Option<Bug>) -> Outcome {
+    scrub::beside_changes(seed, bug).map(drop)
 }
 
 /// A crash of the recoverer at each of its commands.
@@ -264,6 +269,7 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::MaintenanceIgnored | Bug::MaintenanceUnwatched => {
             (scenes::mount_beside_fsck, "a mount beside fsck", 16)
         }
+        Bug::LooksWithoutLocks => (beside_a_scrub, "beside a scrub", 8),
         Bug::RenameLockNotTaken => unreachable!("its lack does no harm"),
         real => panic!("{real:?} is a matter of real kernels (tests/multi_host/rules.rs)"),
     }
