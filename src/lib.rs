@@ -19,9 +19,11 @@
 //! * [`format`](mod@format): making a volume
 //! * [`fsck`]: checking and repairing a volume that nobody uses
 //! * [`scrub`]: checking a volume that hosts use meanwhile
+//! * [`control`]: commands to a running daemon
 pub mod alloc;
 pub mod ats;
 pub mod cli;
+pub mod control;
 pub mod device;
 pub mod durations;
 pub mod format;

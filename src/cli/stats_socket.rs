@@ -28,9 +28,7 @@
 //! Not for telling whether a mount lives: a stuck daemon may still answer here.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -40,6 +38,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::runtime_files;
+use crate::control::in_its_directory;
 use crate::volume::VolumeStats;
 
 pub const VERSION: u32 = 1;
@@ -156,15 +155,6 @@ pub fn read(path: &Path) -> io::Result<DaemonStats> {
 pub fn all() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(runtime_files::directory()).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.extension() == Some(OsStr::new("stats"))).collect()
-}
-
-/// The address of a socket is at most 107 bytes long; a path below a descriptor of its directory always fits.
-fn in_its_directory<T>(path: &Path, then: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let directory = File::open(parent)?;
-    then(&Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
 }
 
 #[cfg(test)]
