@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod bench;
+mod control_service;
 mod daemonize;
 pub mod demo;
 mod ending;
@@ -24,6 +25,7 @@ pub mod mount;
 pub mod mount_options;
 mod runtime_files;
 pub mod scene;
+pub mod scrub;
 mod slot_wait;
 pub mod stats_socket;
 pub mod status;
@@ -53,6 +55,7 @@ enum Command {
     Umount(umount::Args),
     Mkfs(mkfs::Args),
     Fsck(fsck::Args),
+    Scrub(scrub::Args),
     Demo(demo::Args),
     Bench(bench::Args),
     Status(status::Args),
@@ -80,7 +83,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
             // Help and version are no errors.
             let usage = match arguments.get(1).and_then(|a| a.to_str()) {
                 Some("mount" | "umount") => EXIT_USAGE,
-                Some("fsck") => fsck::EXIT_USAGE,
+                Some("fsck" | "scrub") => fsck::EXIT_USAGE,
                 _ => EXIT_USAGE_ELSEWHERE,
             };
             let status = if error.use_stderr() { usage } else { 0 };
@@ -94,6 +97,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Mkfs(args) => mkfs::run(args),
         Command::Fsck(args) => fsck::run(args),
+        Command::Scrub(args) => scrub::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),

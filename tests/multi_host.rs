@@ -11,6 +11,7 @@
 //! * `devices`: devices that fail, fill up, hang and come back; `endings`: how a daemon ends, by status and log
 //! * `rules`: the same tests must notice when a rule between daemon and kernel is taken out
 //! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
+//! * `scrub`: a volume checked while its hosts work, and what the command says
 //! * `lifetime`: mounting, leaving, being killed, coming back
 //!
 //! `LUNFS_TEST_SCALE` multiplies the rounds (1 by default). An intermittent failure is a bug until explained;
@@ -50,6 +51,8 @@ mod processes;
 mod races;
 #[path = "multi_host/rules.rs"]
 mod rules;
+#[path = "multi_host/scrub.rs"]
+mod scrub;
 #[path = "multi_host/slots.rs"]
 mod slots;
 #[path = "multi_host/space.rs"]

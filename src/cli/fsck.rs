@@ -226,12 +226,12 @@ impl Observer for Screen {
     }
 }
 
-fn new_bar() -> ProgressBar {
+pub(super) fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:28} {wide_bar} {percent:>3}% {eta:>6}");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn describe(finding: &Finding) -> serde_json::Value {
+pub(super) fn describe(finding: &Finding) -> serde_json::Value {
     json!({
         "name": finding.kind.name(),
         "severity": finding.kind.severity(),
@@ -241,7 +241,7 @@ fn describe(finding: &Finding) -> serde_json::Value {
     })
 }
 
-fn count(number: u64, what: &str) -> String {
+pub(super) fn count(number: u64, what: &str) -> String {
     match number {
         1 => format!("1 {what}"),
         _ => format!("{number} {what}s"),
@@ -249,6 +249,6 @@ fn count(number: u64, what: &str) -> String {
 }
 
 /// A reader that went away is no reason to call the check failed.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

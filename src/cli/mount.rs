@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -22,18 +22,24 @@ use super::mount_options::MountOptions;
 use super::runtime_files::{self, Claim};
 use super::slot_wait::SlotWait;
 use super::stats_socket::{self, Source};
-use super::{EXIT_SYSTEM, Failure, ending, guard, logging};
+use super::{EXIT_SYSTEM, Failure, control_service, ending, guard, logging};
+use crate::control;
 use crate::device::open::{OpenOptions, open_device};
 use crate::fs::api::{KernelCaches, Operations};
+use crate::fsck::Observer;
 use crate::fuse::mounting::MountSettings;
 use crate::fuse::session::EndEvents;
 use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
 use crate::lease::EndCause;
+use crate::scrub::{self, ScrubError};
 use crate::testing::memfs_control::MemVolume;
 use crate::volume::{self, Volume, VolumeStats};
 
 /// Memory for clean metadata unless `cache_mib` says otherwise.
 const DEFAULT_CACHE_MIB: u32 = 64;
+
+/// How long what clients asked for may take to end when the mount ends.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -99,6 +105,10 @@ pub trait MountedVolume: Send + Sync {
     fn stats(&self) -> Option<VolumeStats> {
         None
     }
+    /// Checks the volume while it is used; `None`: there is nothing to check.
+    fn scrub(&self, _: &scrub::Options, _: &mut dyn Observer) -> Option<Result<scrub::Report, ScrubError>> {
+        None
+    }
 }
 
 /// What opening a volume needs to know.
@@ -141,6 +151,13 @@ impl MountedVolume for Volume {
     }
     fn stats(&self) -> Option<VolumeStats> {
         Some(Volume::stats(self))
+    }
+    fn scrub(
+        &self,
+        options: &scrub::Options,
+        out: &mut dyn Observer,
+    ) -> Option<Result<scrub::Report, ScrubError>> {
+        Some(scrub::scrub(self, options, out))
     }
 }
 
@@ -268,6 +285,8 @@ struct Mounted {
     counters: Arc<Source>,
     /// Absent where there is nothing to tell, or no place for the socket.
     _counter_server: Option<stats_socket::Server>,
+    /// Absent where there is no place for the socket.
+    control: Option<control::Server>,
     /// Given back by the end of the process, after everything else.
     _claim: Claim,
 }
@@ -318,7 +337,8 @@ impl Mounted {
                     volume: Arc::new(move || counted.stats()),
                 });
                 let server = stats_socket::serve(&identity, &counters);
-                Ok(Mounted { session, volume, counters, _counter_server: server, _claim: claim })
+                let control = control_service::serve(&identity, &counters, volume.clone());
+                Ok(Mounted { session, volume, counters, _counter_server: server, control, _claim: claim })
             }
             Err(error) => {
                 if let Err(error) = volume.leave() {
@@ -331,6 +351,10 @@ impl Mounted {
 
     fn run(self) -> ExitCode {
         let reason = self.session.run();
+        // Who waits for an answer gets a true one before the volume goes.
+        if let Some(control) = &self.control {
+            control.stop(CLIENTS_PATIENCE);
+        }
         let left = self.volume.leave();
         if let Err(error) = &left {
             log::error!("the volume was not left cleanly: {error}");

@@ -167,6 +167,17 @@ impl Holder {
     }
 }
 
+/// The sockets on which the daemons of this mount take commands, as far as their files say; some may be of daemons that
+/// are gone.
+pub(super) fn control_sockets_of(device: (u32, u32)) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory()).into_iter().flatten().flatten();
+    let of_mount = entries.map(|entry| entry.path()).filter(|path| {
+        path.extension() == Some(OsStr::new("lock"))
+            && File::open(path).is_ok_and(|file| Holder::read(file).device == Some(device))
+    });
+    of_mount.map(|path| path.with_extension("control")).collect()
+}
+
 /// A daemon that serves a mount.
 pub(super) struct Daemon {
     file: File,

@@ -318,6 +318,18 @@ impl Cluster {
         })
     }
 
+    /// Where the daemons of these hosts keep their files.
+    pub fn run_dir(&self) -> PathBuf {
+        self.temp.path().join("run")
+    }
+
+    /// A command to the daemons of these hosts.
+    pub fn tool(&self, subcommand: &str) -> Command {
+        let mut command = lunfs();
+        command.env("LUNFS_RUN_DIR", self.temp.path().join("run")).arg(subcommand);
+        command
+    }
+
     pub fn umount_command(&self, dir: &Path) -> Output {
         let run = self.temp.path().join("run");
         lunfs().env("LUNFS_RUN_DIR", run).arg("umount").arg(dir).output().expect("umount runs")
