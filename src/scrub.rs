@@ -188,7 +188,7 @@ impl Scrub<'_> {
         self.ground.go_on()?;
         match self.out.progress(Progress { pass, done, of }) {
             true => Ok(()),
-            false => Err(ScrubError::Cancelled),
+            false => self.ground.go_on().and(Err(ScrubError::Cancelled)),
         }
     }
 

@@ -106,13 +106,14 @@ impl<'s> Ground<'s> {
 
     /// May the scrub go on? Asked before anything is told.
     pub fn go_on(&self) -> Result<(), ScrubError> {
-        if self.options.cancelled.load(Ordering::Relaxed) {
-            return Err(ScrubError::Cancelled);
-        }
+        // First: a mount that lost its lease also cancels what is asked of it, and this is why.
         let lease = self.volume.door().lease();
         if !lease.allows() {
             let reason = lease.reason().unwrap_or_else(|| "its lease ended".into());
             return Err(ScrubError::LeaseEnded(reason));
+        }
+        if self.options.cancelled.load(Ordering::Relaxed) {
+            return Err(ScrubError::Cancelled);
         }
         self.device_failed.borrow().clone().map_or(Ok(()), |e| Err(ScrubError::Device(e)))
     }
