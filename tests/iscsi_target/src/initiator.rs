@@ -111,7 +111,10 @@ pub struct Initiator {
     stream: TcpStream,
     input: BufReader<TcpStream>,
     lun: u16,
+    timeout: Duration,
     command_number: u32,
+    /// The command that the target says it expects next.
+    expected_by_target: u32,
     status_number: u32,
     next_tag: u32,
     pending: HashMap<u32, Pending>,
@@ -134,7 +137,9 @@ impl Initiator {
             stream,
             input,
             lun: login.lun,
+            timeout: login.timeout,
             command_number: 1,
+            expected_by_target: 1,
             status_number: 0,
             next_tag: 1,
             pending: HashMap::new(),
@@ -147,9 +152,21 @@ impl Initiator {
         Ok(session)
     }
 
-    /// How long to wait for an answer from now on.
-    pub fn timeout_ms(&self, ms: u64) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(Duration::from_millis(ms)))
+    /// Whether nothing comes from the target for so long.
+    pub fn hears_nothing_for(&mut self, ms: u64) -> io::Result<bool> {
+        self.stream.set_read_timeout(Some(Duration::from_millis(ms)))?;
+        let heard = self.take_one();
+        self.stream.set_read_timeout(Some(self.timeout))?;
+        match heard {
+            Ok(()) => Ok(false),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether the target has taken every command that was sent, by its own count.
+    pub fn all_taken(&self) -> bool {
+        self.expected_by_target == self.command_number
     }
 
     fn log_in(&mut self, login: &Login) -> io::Result<()> {
@@ -297,6 +314,7 @@ impl Initiator {
 
     fn take_one(&mut self) -> io::Result<()> {
         let pdu = self.read_pdu()?;
+        self.expected_by_target = pdu.header.u32_at(28);
         let (header, tag) = (&pdu.header, pdu.header.tag());
         match header.opcode() {
             target::DATA_IN => {

@@ -338,7 +338,8 @@ impl Task {
 
 /// Whether a command may execute no more.
 fn ended_before(task: &Task, guarded: &Guarded, outlives: Outlives) -> Option<Ended> {
-    if task.arrival < guarded.powered_on || (!outlives.session && task.session.is_closed()) {
+    let stopping = task.session.shared().stopping.load(Ordering::SeqCst);
+    if stopping || task.arrival < guarded.powered_on || (!outlives.session && task.session.is_closed()) {
         return Some(Ended::Silently);
     }
     if outlives.abort {

@@ -488,6 +488,7 @@ impl Drop for Target {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.gate.open_for_good();
+        self.shared.pass_through_all();
         self.shared.drop_sessions(&mut lock(&self.shared.sessions), |_| true);
         // Wakes the acceptor, which looks at `stopping`.
         let _ = TcpStream::connect(self.shared.portal);

@@ -7,6 +7,8 @@ use lunfs_test_target::initiator::{Initiator, Login};
 use lunfs_test_target::{Config, Entry, Fault, Kind, Rule, Select, Target, Which};
 
 const LBA: u64 = 40;
+/// Long enough for what is to come first, on a machine with other things to do.
+const LATE_MS: u64 = 900;
 
 fn block(byte: u8) -> Vec<u8> {
     vec![byte; 512]
@@ -17,7 +19,7 @@ fn target() -> Target {
 }
 
 fn one(target: &Target, name: &str) -> Initiator {
-    Login::to(target, name).timeout_ms(400).ready().unwrap()
+    Login::to(target, name).ready().unwrap()
 }
 
 fn swaps(target: &Target) -> Vec<Entry> {
@@ -28,9 +30,18 @@ fn rule(target: &Target, kind: Kind, fault: Fault) {
     target.add_rule(Rule::new("the-rule", Select::kind(kind).nth(1), fault));
 }
 
-fn silent<T: std::fmt::Debug>(result: std::io::Result<T>) {
-    let kind = result.expect_err("no answer was expected").kind();
-    assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{kind:?}");
+/// Sends a compare-and-write from zeroes to ones and hears nothing of it.
+fn unanswered(a: &mut Initiator) {
+    a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
+    assert!(a.hears_nothing_for(300).unwrap(), "no answer was expected");
+}
+
+fn within_10_s(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it never happened");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn ended<T: std::fmt::Debug>(result: std::io::Result<T>) {
@@ -46,7 +57,7 @@ fn a_lost_answer_was_executed() {
     let target = target();
     let mut a = one(&target, "a");
     rule(&target, Kind::CompareAndWrite, Fault::LoseAnswer);
-    silent(a.compare_and_write(LBA, &block(0), &block(1)));
+    unanswered(&mut a);
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(1));
     let found = swaps(&target);
     assert_eq!(found.len(), 1);
@@ -60,7 +71,7 @@ fn a_dropped_command_was_not() {
     let target = target();
     let mut a = one(&target, "a");
     rule(&target, Kind::CompareAndWrite, Fault::Drop);
-    silent(a.compare_and_write(LBA, &block(0), &block(1)));
+    unanswered(&mut a);
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(0));
     assert!(swaps(&target)[0].skipped);
     assert!(a.compare_and_write(LBA, &block(0), &block(2)).unwrap().is_good());
@@ -71,7 +82,7 @@ fn a_late_command_executes_at_its_time_and_the_session_goes_on_before() {
     let target = target();
     let mut a = one(&target, "a");
     let late = Fault::Late {
-        ms: 200,
+        ms: LATE_MS,
         past_session: false,
         past_abort: false,
         past_reservation: false,
@@ -81,14 +92,13 @@ fn a_late_command_executes_at_its_time_and_the_session_goes_on_before() {
     let start = Instant::now();
     let tag = a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
     assert_eq!(a.read(LBA, 1, 512).unwrap().data, block(0), "it has not executed yet");
-    assert!(start.elapsed() < Duration::from_millis(200), "the read did not wait behind it");
     assert!(a.wait_for(tag).unwrap().is_good());
-    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert!(start.elapsed() >= Duration::from_millis(LATE_MS));
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(1));
 }
 
 fn late(past_session: bool, past_abort: bool, past_reservation: bool) -> Fault {
-    Fault::Late { ms: 250, past_session, past_abort, past_reservation, answer: true }
+    Fault::Late { ms: LATE_MS, past_session, past_abort, past_reservation, answer: true }
 }
 
 #[test]
@@ -102,7 +112,7 @@ fn a_late_command_outlives_its_session_only_if_it_was_to() {
         assert!(a.test_unit_ready().unwrap().is_good(), "it was taken");
         assert_eq!(target.cut(Some(":a")), 1);
         let mut again = one(&target, "a");
-        std::thread::sleep(Duration::from_millis(350));
+        std::thread::sleep(Duration::from_millis(LATE_MS + 300));
         let expected = if outlives { block(7) } else { block(0) };
         assert_eq!(again.read(LBA, 1, 512).unwrap().data, expected, "past_session: {outlives}");
     }
@@ -139,14 +149,13 @@ fn a_late_write_lands_after_a_preempt_only_if_it_was_to() {
 fn an_answer_comes_late_and_the_command_did_not() {
     let target = target();
     let mut a = one(&target, "a");
-    rule(&target, Kind::CompareAndWrite, Fault::AnswerLate { ms: 200 });
+    rule(&target, Kind::CompareAndWrite, Fault::AnswerLate { ms: LATE_MS });
     let start = Instant::now();
     let tag = a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
     assert!(a.test_unit_ready().unwrap().is_good());
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(target.read(1, LBA, 1).unwrap(), block(1));
+    within_10_s(|| target.read(1, LBA, 1).unwrap() == block(1));
     assert!(a.wait_for(tag).unwrap().is_good());
-    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert!(start.elapsed() >= Duration::from_millis(LATE_MS));
 }
 
 #[test]
@@ -166,12 +175,14 @@ fn executed_twice_answers_with_the_first_or_the_second() {
 fn a_twin_comes_after_others() {
     let target = target();
     let (mut a, mut b) = (one(&target, "a"), one(&target, "b"));
-    rule(&target, Kind::Write, Fault::Twice { gap_ms: 150, answer: Which::First });
+    rule(&target, Kind::Write, Fault::Twice { gap_ms: LATE_MS, answer: Which::First });
     assert!(a.write(LBA, &block(1), 512).unwrap().is_good());
     assert!(b.write(LBA, &block(2), 512).unwrap().is_good());
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(2));
-    std::thread::sleep(Duration::from_millis(250));
-    assert_eq!(target.read(1, LBA, 1).unwrap(), block(1), "the twin landed over it");
+    within_10_s(|| target.read(1, LBA, 1).unwrap() == block(1));
+    let writes: Vec<bool> =
+        target.trace_since(0).iter().filter(|one| one.opcode == 0x8a).map(|one| one.again).collect();
+    assert_eq!(writes, [false, false, true], "the twin landed over the other's");
 }
 
 #[test]
@@ -244,10 +255,10 @@ fn a_cut_session_with_and_without_execution() {
 fn a_race_lets_both_win() {
     let target = target();
     let (mut a, mut b) = (one(&target, "a"), one(&target, "b"));
-    rule(&target, Kind::CompareAndWrite, Fault::Race { us: 100_000 });
+    rule(&target, Kind::CompareAndWrite, Fault::Race { us: 1_000_000 });
     let tag = a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
     assert!(a.test_unit_ready().unwrap().is_good());
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(300));
     assert!(b.compare_and_write(LBA, &block(0), &block(2)).unwrap().is_good());
     assert!(a.wait_for(tag).unwrap().is_good(), "both won");
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(1));

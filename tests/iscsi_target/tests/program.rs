@@ -66,12 +66,13 @@ fn a_target_by_one_command() {
     let (portal, rest) = rest.split_once('/').unwrap();
     let (name, lun) = rest.split_once('/').unwrap();
     assert_eq!(lun, "1");
-    let login = Login::at(portal.parse::<SocketAddr>().unwrap(), name, "a").timeout_ms(400);
+    let login = Login::at(portal.parse::<SocketAddr>().unwrap(), name, "a");
     let mut a = login.ready().unwrap();
     let rule =
         json!({"id": "x", "select": {"kind": "compare_and_write", "nth": 1}, "fault": {"do": "lose_answer"}});
     assert_eq!(program.ask(json!({"op": "rule", "rule": rule})), "x");
-    assert!(a.compare_and_write(4, &[0; 512], &[1; 512]).is_err());
+    a.send_compare_and_write(4, &[0; 512], &[1; 512]).unwrap();
+    assert!(a.hears_nothing_for(300).unwrap());
     assert_eq!(program.ask(json!({"op": "rules"}))[0]["fired"], 1);
     let read = program.ask(json!({"op": "read", "lba": 4}));
     assert_eq!(read.as_str().unwrap(), format!("0x{}", "01".repeat(512)));
@@ -89,7 +90,8 @@ fn a_target_by_one_command() {
     program.ask(json!({"op": "set", "fields": {"compare_and_write": "unsupported"}}));
     assert_eq!(a.compare_and_write(4, &[1; 512], &[2; 512]).unwrap().check(), Some((5, 0x20, 0)));
     program.ask(json!({"op": "freeze"}));
-    assert!(a.ping().is_err());
+    a.send(&[0; 6], &[], 0).unwrap();
+    assert!(a.hears_nothing_for(300).unwrap());
     program.ask(json!({"op": "thaw"}));
     assert_eq!(program.ask(json!({"op": "unmap_lun", "lun": 2})), true);
     assert_eq!(program.ask(json!({"op": "map_lun", "lun": 2})), true);

@@ -20,7 +20,7 @@ fn between() -> (Target, Proxy) {
 }
 
 fn one(target: &Target, proxy: &Proxy, name: &str) -> Initiator {
-    Login::at(proxy.portal(), target.name(), name).timeout_ms(400).ready().unwrap()
+    Login::at(proxy.portal(), target.name(), name).ready().unwrap()
 }
 
 fn rule(proxy: &Proxy, mischief: Mischief) {
@@ -59,13 +59,15 @@ fn dropped_and_unanswered_commands_leave_the_session_alive() {
         let (target, proxy) = between();
         let mut a = one(&target, &proxy, "a");
         rule(&proxy, mischief);
-        assert!(a.compare_and_write(LBA, &block(0), &block(1)).is_err(), "no answer in time");
+        a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
+        assert!(a.hears_nothing_for(300).unwrap());
         let current = block(u8::from(executed));
         for n in 0..200 {
             assert_eq!(a.read(LBA, 1, 512).unwrap().data, current, "{mischief:?} {n}");
         }
         assert!(a.compare_and_write(LBA, &current, &block(9)).unwrap().is_good());
         a.ping().unwrap();
+        assert!(a.all_taken(), "the window moves on");
     }
 }
 
@@ -73,12 +75,12 @@ fn dropped_and_unanswered_commands_leave_the_session_alive() {
 fn delayed_commands_are_overtaken() {
     let (target, proxy) = between();
     let mut a = one(&target, &proxy, "a");
-    rule(&proxy, Mischief::Delay { ms: 150 });
+    rule(&proxy, Mischief::Delay { ms: 900 });
     let start = Instant::now();
     let tag = a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
     assert_eq!(a.read(LBA, 1, 512).unwrap().data, block(0));
     assert!(a.wait_for(tag).unwrap().is_good());
-    assert!(start.elapsed() >= Duration::from_millis(150));
+    assert!(start.elapsed() >= Duration::from_millis(900));
     assert_eq!(a.read(LBA, 1, 512).unwrap().data, block(1));
 }
 
@@ -112,6 +114,7 @@ fn a_doubled_command_executes_twice_and_is_answered_once() {
         for _ in 0..200 {
             assert_eq!(a.read(LBA, 1, 512).unwrap().data, block(1));
         }
+        assert!(a.all_taken(), "the window moves on");
         let swaps: Vec<bool> =
             target.trace_since(0).iter().filter(|one| one.opcode == 0x89).map(|one| one.won()).collect();
         assert_eq!(swaps, [true, false]);
@@ -124,7 +127,7 @@ fn a_partition_and_its_end() {
     let (mut a, mut b) = (one(&target, &proxy, "host-a"), one(&target, &proxy, "host-b"));
     proxy.partition(Some("host-a"));
     let tag = a.send_compare_and_write(LBA, &block(0), &block(1)).unwrap();
-    assert!(a.wait_for(tag).is_err());
+    assert!(a.hears_nothing_for(300).unwrap());
     assert_eq!(b.read(LBA, 1, 512).unwrap().data, block(0));
     proxy.heal(Some("host-a"));
     assert!(a.wait_for(tag).unwrap().is_good());
@@ -152,8 +155,9 @@ fn in_front_of_tgtd_as_well() {
         let before = a.read(LBA, 1, 512).unwrap().data;
         let new = block(before[0] + 1);
         rule(&proxy, mischief);
-        a.timeout_ms(500).unwrap();
-        assert!(a.compare_and_write(LBA, &before, &new).is_err(), "{mischief:?}");
+        a.send_compare_and_write(LBA, &before, &new).unwrap();
+        // Cut, or nothing.
+        assert!(a.hears_nothing_for(500).unwrap_or(true), "{mischief:?}");
         drop(a);
         let mut a = login.ready().unwrap_or_else(|e| panic!("{mischief:?}: {e}"));
         assert_eq!(a.read(LBA, 1, 512).unwrap().data == new, executed, "{mischief:?}");
