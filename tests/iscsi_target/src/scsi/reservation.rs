@@ -490,6 +490,28 @@ mod tests {
     }
 
     #[test]
+    fn full_status_names_each_registrant_and_who_holds() {
+        let mut all = registered(&[("iqn.a", 1), ("iqn.b", 2)]);
+        all.out(&nexus("iqn.b"), RESERVE, 5, list(2, 0)).unwrap();
+        let status = all.full_status();
+        let number = |at: usize| u32::from_be_bytes(status[at..at + 4].try_into().unwrap()) as usize;
+        assert_eq!((number(0), number(4)), (2, status.len() - 8));
+        let mut at = 8;
+        for (name, key, holds, kind) in [("iqn.a", 1, 0, 0), ("iqn.b", 2, 1, 5)] {
+            assert_eq!(status[at..at + 8], u64::to_be_bytes(key));
+            assert_eq!((status[at + 12], status[at + 13]), (holds, kind));
+            // TransportID: iSCSI, with the ISID in the name; its length counts from behind itself.
+            let id = &status[at + 24..at + 24 + number(at + 20)];
+            assert_eq!((id[0], usize::from(id[3])), (0x45, id.len() - 4));
+            let text = format!("{name},i,0x400000000001\0");
+            assert_eq!(&id[4..4 + text.len()], text.as_bytes());
+            assert_eq!(id.len() % 4, 0);
+            at += 24 + id.len();
+        }
+        assert_eq!(at, status.len());
+    }
+
+    #[test]
     fn power_takes_registrations_that_were_not_to_persist() {
         let mut all = registered(&[("a", 1)]);
         let keep = Parameters { aptpl: true, ..list(1, 5) };
