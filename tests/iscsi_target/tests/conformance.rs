@@ -70,7 +70,7 @@ fn all_scsi_groups() {
 #[test]
 fn blocks_of_4096_bytes_in_a_file() {
     let directory = tempfile::tempdir().unwrap();
-    let lun = LunConfig::new(1, 256 << 20).block_bytes(4096).file(directory.path().join("lun"));
+    let lun = LunConfig::new(1, 64 << 20).block_bytes(4096).file(directory.path().join("lun"));
     let target = Target::start(Config::of(lun)).unwrap();
     for group in [
         "SCSI.Read16",
