@@ -19,8 +19,8 @@ use super::crash::{CASES, every_point, every_point_of_the_recoverer, hasty};
 use super::model::{LONG, volumes};
 use super::recovery::{settled, sleeper};
 use super::{
-    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, scrub, space, together,
-    withdrawal,
+    chaos, fencing, kernel, late_writes, long_work, names, power, recovery, revokes, scenes, scrub, space,
+    together, withdrawal,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -258,7 +258,9 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::RecoveryTakenOver => (scenes::slow_recoverer, "slow recoverer", 4),
         Bug::DamagedJournalSkipped => (recovery::damaged_journal, "damaged journal", 4),
         Bug::SlotReusedEarly => (scenes::slot_of_the_dead, "slot of the dead", 8),
-        Bug::AncestorsUnchecked | Bug::MovesNotRevalidated => (names::moves_into_each_other, "moves", 8),
+        Bug::AncestorsUnchecked => (names::moves_into_each_other, "moves", 8),
+        // Two moves have to wait for each other in the one way that hurts: 14 of 1000 seeds.
+        Bug::MovesNotRevalidated => (names::moves_into_each_other, "moves", 500),
         Bug::OrphansForgotten | Bug::OpenersNotAsked => {
             (space::unlinked_while_open, "unlinked while open", 4)
         }
