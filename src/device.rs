@@ -13,6 +13,7 @@ pub mod file;
 pub mod open;
 mod open_error;
 pub mod probe;
+pub mod scsi;
 pub mod sim;
 
 pub use buf::AlignedBuf;
