@@ -10,6 +10,7 @@ pub mod count;
 mod error;
 mod fencing;
 pub mod file;
+pub mod iscsi;
 pub mod open;
 mod open_error;
 pub mod probe;
@@ -74,6 +75,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// How often the device may have lost its cache or our registration since it was opened (new
     /// session, unit attention 29h, power cut). A flush proves only writes issued under the same count.
     fn resets(&self) -> u64;
+
+    /// What the device says of itself, for people: name and value.
+    fn about(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 
     /// Reservations, where the device has them or something that keeps their promise.
     fn fencing(&self) -> Option<&dyn Fencing> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::{FileDevice, FileOptions, identify, is_loop_device};
-use super::{BlockDevice, OpenError};
+use super::{BlockDevice, OpenError, iscsi};
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -27,12 +27,16 @@ pub struct OpenOptions {
     pub exclusive: bool,
     /// The longest an emulated compare-and-write waits for its block. `None`: five seconds.
     pub swap_deadline: Option<Duration>,
+    /// Identity of the host that mounts; `None` for a tool. The names of its sessions with a target follow from it.
+    pub host: Option<[u8; 16]>,
+    /// Offer a LUN's reservations. Regular files have an emulated fence without being asked.
+    pub reservations: bool,
 }
 
 /// Opens the device that `spec` names: a path, or `iscsi://portal/target/lun`.
 pub fn open_device(spec: &str, options: OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    if spec.starts_with("iscsi://") {
-        return Err(OpenError::NoIscsiBackend { spec: spec.into() });
+    if iscsi::Target::is_meant(spec) {
+        return open_iscsi(spec, &options);
     }
     let defaults = FileOptions::default();
     let options = FileOptions {
@@ -43,6 +47,30 @@ pub fn open_device(spec: &str, options: OpenOptions) -> Result<Arc<dyn BlockDevi
         swap_deadline: options.swap_deadline.unwrap_or(defaults.swap_deadline),
     };
     Ok(Arc::new(FileDevice::open(Path::new(spec), &options)?))
+}
+
+#[cfg(all(feature = "iscsi", libiscsi))]
+fn open_iscsi(spec: &str, options: &OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    if options.create_size.is_some() {
+        return Err(OpenError::FixedSize { spec: iscsi::without_password(spec) });
+    }
+    let options = iscsi::IscsiOptions {
+        read_only: options.read_only,
+        logical_block_bytes: options.logical_block_bytes,
+        host: options.host,
+        reservations: options.reservations,
+    };
+    Ok(Arc::new(iscsi::IscsiDevice::open(spec, &options)?))
+}
+
+#[cfg(not(all(feature = "iscsi", libiscsi)))]
+fn open_iscsi(spec: &str, _: &OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    Err(OpenError::NoIscsiBackend { spec: iscsi::without_password(spec) })
+}
+
+/// A device's name as it may be shown, logged and kept: without a password.
+pub fn shown(spec: &str) -> String {
+    iscsi::without_password(spec)
 }
 
 /// Which bytes a spec names, so that two specs can be told to be the same device.
@@ -73,8 +101,9 @@ impl DeviceIdentity {
 /// Finds out what `spec` names without using it. Works for block devices that
 /// [`open_device`] refuses, too: those stand for themselves and are not even opened.
 pub fn device_identity(spec: &str) -> Result<DeviceIdentity, OpenError> {
-    if spec.starts_with("iscsi://") {
-        return Err(OpenError::NoIscsiBackend { spec: spec.into() });
+    if iscsi::Target::is_meant(spec) {
+        let why = "it is no file".into();
+        return Err(OpenError::Iscsi { spec: iscsi::without_password(spec), why });
     }
     let fail = |what| move |source| OpenError::Io { spec: spec.into(), what, source };
     let meta = std::fs::metadata(spec).map_err(fail("stat"))?;
@@ -100,8 +129,9 @@ mod tests {
 
     #[test]
     fn refusals_are_one_clear_sentence() {
-        let text = refusal("iscsi://10.0.0.1/iqn.2026-01.org.example:lun/0");
-        assert!(text.contains("no iSCSI backend yet"), "{text}");
+        let text = refusal("iscsi://anna%secret@10.0.0.1/iqn.2026-01.org.example:lun");
+        let wanted = if iscsi::AVAILABLE { "the form is" } else { "built without iSCSI" };
+        assert!(text.contains(wanted) && !text.contains("secret"), "{text}");
         assert!(refusal("/dev/null").contains("neither a regular file nor a block device"));
         assert!(refusal("/").contains("neither a regular file nor a block device"));
         assert!(refusal("/nonexistent/volume").contains("No such file"));

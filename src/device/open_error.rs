@@ -14,8 +14,12 @@ pub enum OpenError {
     WrongKind { spec: String },
     #[error("'{spec}' names a SCSI disk, and this build has no SCSI backend yet")]
     NoScsiBackend { spec: String },
-    #[error("'{spec}' names an iSCSI target, and this build has no iSCSI backend yet")]
+    #[error(
+        "'{spec}' names an iSCSI target, and this program was built without iSCSI (libiscsi was not found)"
+    )]
     NoIscsiBackend { spec: String },
+    #[error("'{spec}': {why}")]
+    Iscsi { spec: String, why: String },
     #[error(
         "'{spec}' is a block device without a compare-and-write of its own, and it can't be emulated: other \
          machines, or other names of the device on this one, would not see the locks; use a regular file on a \
