@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod bench;
+pub mod check_device;
 mod control_service;
 mod daemonize;
 pub mod demo;
@@ -60,6 +61,7 @@ enum Command {
     Bench(bench::Args),
     Status(status::Args),
     Locks(locks::Args),
+    CheckDevice(check_device::Args),
     #[command(hide = true)]
     Guard(guard::Args),
 }
@@ -102,6 +104,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Status(args) => status::run(args),
         Command::Locks(args) => locks::run(args),
+        Command::CheckDevice(args) => check_device::run(args),
         Command::Guard(args) => guard::run(args),
     }
 }

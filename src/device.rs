@@ -6,6 +6,7 @@
 //! backend does not do: retry a compare-and-write, cache anything, or know any LunFS structure.
 
 mod buf;
+pub mod check;
 pub mod count;
 mod error;
 mod fencing;

@@ -9,10 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod devices;
+
+use devices::{counter, increment, key, read_block};
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
 use lunfs::device::open::{OpenOptions, device_identity, open_device};
-use lunfs::device::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, Executed, FencingKey, OpenError};
-use lunfs::types::{Incarnation, Owner, Slot};
+use lunfs::device::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, Executed, OpenError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -39,33 +41,6 @@ fn image() -> tempfile::NamedTempFile {
     file
 }
 
-fn read_block(device: &dyn BlockDevice, offset_bytes: u64) -> AlignedBuf {
-    let mut block = AlignedBuf::zeroed(device.geometry().logical_block_bytes as usize);
-    device.read(offset_bytes, &mut block).unwrap();
-    block
-}
-
-fn counter(block: &[u8]) -> u64 {
-    u64::from_le_bytes(block[..8].try_into().unwrap())
-}
-
-/// Counts the block up by compare-and-write; a miscompare is tried again from the image found.
-fn increment(device: &dyn BlockDevice, offset_bytes: u64, times: u64) {
-    let mut known = read_block(device, offset_bytes);
-    let mut done = 0;
-    while done < times {
-        let mut next = known.clone();
-        next[..8].copy_from_slice(&(counter(&known) + 1).to_le_bytes());
-        match device.compare_and_write(offset_bytes, &known, &next).unwrap() {
-            CompareOutcome::Swapped => {
-                done += 1;
-                known = next;
-            }
-            CompareOutcome::Miscompare => known = read_block(device, offset_bytes),
-        }
-    }
-}
-
 /// Not a test by itself: the entry of child processes.
 #[test]
 fn job() {
@@ -77,7 +52,7 @@ fn job() {
     match what {
         "increment" => {
             println!("ready");
-            increment(&*device, offset, number);
+            increment(&*device, offset, number, std::process::id().into());
         }
         "write" => {
             device.fencing().expect("a fence").register(key(number)).unwrap();
@@ -87,10 +62,6 @@ fn job() {
         }
         _ => panic!("{job}"),
     }
-}
-
-fn key(life: u64) -> FencingKey {
-    FencingKey::of(Owner { slot: Slot(3), incarnation: Incarnation(life) })
 }
 
 fn write_until_fenced(device: &dyn BlockDevice, offset_bytes: u64) {
@@ -174,117 +145,42 @@ fn four_processes_count_exactly() {
 #[test]
 fn threads_of_one_process_count_exactly() {
     let file = image();
-    let (one, two) = (open(file.path(), 512), open(file.path(), 512));
-    std::thread::scope(|scope| {
-        for device in [&one, &one, &one, &two] {
-            scope.spawn(move || increment(&**device, 512, 1000));
-        }
-    });
-    assert_eq!(counter(&read_block(&*one, 512)), 4000);
+    devices::handles_count_exactly(&|| open(file.path(), 512), 2, 2, 1000);
+}
+
+/// What every device has to do, with both sizes of blocks.
+fn on_images(body: impl Fn(devices::Open<'_>)) {
+    for block_bytes in [512, 4096] {
+        let file = image();
+        body(&|| open(file.path(), block_bytes));
+    }
 }
 
 #[test]
 fn a_miscompare_leaves_the_block_alone() {
-    let file = image();
-    let device = open(file.path(), 512);
-    device.write(1024, &[7; 512]).unwrap();
-    // One wrong byte at the very end is enough.
-    let mut nearly = [7; 512];
-    nearly[511] = 8;
-    let outcome = device.compare_and_write(1024, &nearly, &[9; 512]).unwrap();
-    assert_eq!(outcome, CompareOutcome::Miscompare);
-    assert_eq!(*read_block(&*device, 1024), [7; 512]);
-    let outcome = device.compare_and_write(1024, &[7; 512], &[9; 512]).unwrap();
-    assert_eq!(outcome, CompareOutcome::Swapped);
-    assert_eq!(*read_block(&*device, 1024), [9; 512]);
-    assert_eq!(*read_block(&*device, 1536), [0; 512]);
-    assert_eq!(*read_block(&*device, 512), [0; 512]);
+    on_images(devices::a_miscompare_leaves_the_block_alone);
 }
 
 #[test]
 fn ranges_are_checked() {
-    let file = image();
-    for block_bytes in [512usize, 4096] {
-        let device = open(file.path(), block_bytes as u32);
-        let end = device.geometry().size_bytes;
-        assert_eq!(end, 1 << 20);
-        let mut buf = vec![0; 2 * block_bytes];
-        let unit = block_bytes as u64;
-        for (offset, len) in [
-            (end, block_bytes),
-            (end - unit, 2 * block_bytes),
-            (u64::MAX - unit + 1, block_bytes),
-            (1, block_bytes),
-            (0, 100),
-            (unit / 2, block_bytes),
-        ] {
-            let bad = |result: Result<(), DeviceError>| {
-                let err = result.unwrap_err();
-                assert!(matches!(err, DeviceError::BadRange { .. }), "{offset} {len}: {err}");
-                assert_eq!(err.executed(), Executed::No);
-            };
-            bad(device.read(offset, &mut buf[..len]));
-            bad(device.write(offset, &buf[..len]));
-            bad(device.discard(offset, len as u64));
-            bad(device.write_zeroes(offset, len as u64));
-            bad(device.compare_and_write(offset, &buf[..len], &buf[..len]).map(drop));
-        }
-        // A swap of two blocks, or of images of unequal length, is no swap.
-        device.compare_and_write(0, &buf, &buf).unwrap_err();
-        device.compare_and_write(0, &buf[..block_bytes], &buf).unwrap_err();
-        device.read(end - unit, &mut buf[..block_bytes]).unwrap();
-    }
+    on_images(devices::ranges_are_checked);
 }
 
 #[test]
 fn misaligned_memory_and_large_transfers() {
-    let file = image();
-    let device = open(file.path(), 512);
-    let pattern: Vec<u8> = (0..(1 << 20) as u32).map(|i| (i / 512 + i) as u8).collect();
-    for shift in [0, 1, 7, 512] {
-        let mut memory = vec![0; pattern.len() + shift];
-        memory[shift..].copy_from_slice(&pattern);
-        device.write_zeroes(0, 1 << 20).unwrap();
-        device.write(0, &memory[shift..]).unwrap();
-        memory.fill(0);
-        device.read(0, &mut memory[shift..]).unwrap();
-        assert!(memory[shift..] == pattern[..], "shift {shift}");
-    }
-    device.flush().unwrap();
-    assert_eq!(device.resets(), 0);
+    on_images(devices::misaligned_memory_and_large_transfers);
 }
 
 #[test]
 fn discarded_and_zeroed_ranges() {
-    let file = image();
-    let device = open(file.path(), 512);
-    device.write(0, &vec![5; 1 << 20]).unwrap();
-    // Nothing outside the range may change, whatever becomes of the inside.
-    device.discard(512, 65536).unwrap();
-    let mut all = vec![0; 1 << 20];
-    device.read(0, &mut all).unwrap();
-    assert!(all[..512].iter().chain(&all[512 + 65536..]).all(|b| *b == 5));
-    device.write_zeroes(1536, 100 * 512).unwrap();
-    device.read(0, &mut all).unwrap();
-    assert!(all[1536..1536 + 100 * 512].iter().all(|b| *b == 0));
-    assert!(all[512 + 65536..].iter().all(|b| *b == 5));
+    on_images(devices::discarded_and_zeroed_ranges);
 }
 
 #[test]
 fn read_only_refuses_every_change() {
     let file = image();
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-    let device = open_device(file.path().to_str().unwrap(), options).unwrap();
-    let block = vec![0; device.geometry().logical_block_bytes as usize];
-    device.read(0, &mut block.clone()).unwrap();
-    for err in [
-        device.write(0, &block).unwrap_err(),
-        device.compare_and_write(0, &block, &block).unwrap_err(),
-        device.discard(0, 4096).unwrap_err(),
-        device.write_zeroes(0, 4096).unwrap_err(),
-    ] {
-        assert_eq!(err.executed(), Executed::No, "{err}");
-    }
+    devices::read_only_refuses_every_change(&*open_device(file.path().to_str().unwrap(), options).unwrap());
 }
 
 #[test]
@@ -328,49 +224,23 @@ fn a_process_stopped_inside_a_swap_blocks_only_that_block() {
     };
     assert_eq!(err.executed(), Executed::No, "{err}");
     assert!(err.to_string().contains("lock of this block"), "{err}");
-    increment(&*device, HELD - 512, 10);
-    increment(&*device, HELD + 512, 10);
+    increment(&*device, HELD - 512, 10, 0);
+    increment(&*device, HELD + 512, 10, 0);
     // It goes on, and nothing is lost: whoever was stopped completes its swap first.
     child.signal(Signal::SIGCONT);
     let device = open(file.path(), 512);
     let before = counter(&read_block(&*device, HELD));
-    increment(&*device, HELD, 10);
+    increment(&*device, HELD, 10, 0);
     assert!(counter(&read_block(&*device, HELD)) >= before + 10);
     // A killed one leaves no lock behind.
     child.signal(Signal::SIGSTOP);
     drop(child);
-    increment(&*device, HELD, 1);
+    increment(&*device, HELD, 1, 0);
 }
 
 #[test]
 fn a_fenced_writer_is_refused_and_registers_anew() {
-    let file = image();
-    let (writer, other) = (open(file.path(), 512), open(file.path(), 512));
-    let (writes, others) = (writer.fencing().expect("a fence"), other.fencing().expect("a fence"));
-    others.fence(key(6)).unwrap();
-    writes.register(key(7)).unwrap();
-    writer.write(0, &[1; 512]).unwrap();
-    others.fence(key(6)).unwrap();
-    writer.write(0, &[2; 512]).unwrap();
-    others.fence(key(7)).unwrap();
-    for refused in [
-        writer.write(0, &[3; 512]),
-        writer.discard(0, 4096),
-        writer.write_zeroes(0, 4096),
-        writer.compare_and_write(0, &[2; 512], &[3; 512]).map(drop),
-    ] {
-        assert!(matches!(refused, Err(DeviceError::Fenced { .. })), "{refused:?}");
-    }
-    // Reading is no harm, others go on, and who opens the device later knows of it, too.
-    assert_eq!(read_block(&*writer, 0)[..], [2; 512]);
-    other.write(512, &[4; 512]).unwrap();
-    let late = open(file.path(), 512);
-    late.fencing().expect("a fence").fence(key(7)).unwrap();
-    writes.register(key(8)).unwrap();
-    writer.write(0, &[5; 512]).unwrap();
-    writes.unregister().unwrap();
-    others.fence(key(8)).unwrap();
-    writer.write(0, &[6; 512]).unwrap();
+    on_images(devices::a_fenced_writer_is_refused_and_registers_anew);
 }
 
 /// Wherever a writer is when it is fenced, stopped or running: what the device shows when `fence` returns stays.
@@ -474,8 +344,8 @@ fn a_loop_device_with_an_offset_meets_the_file() {
     };
     let (whole, part) = (open(file.path(), 512), open(shifted.path(), 512));
     std::thread::scope(|scope| {
-        scope.spawn(|| increment(&*whole, 65536 + 512, 200));
-        scope.spawn(|| increment(&*part, 512, 200));
+        scope.spawn(|| increment(&*whole, 65536 + 512, 200, 1));
+        scope.spawn(|| increment(&*part, 512, 200, 2));
     });
     assert_eq!(counter(&read_block(&*whole, 65536 + 512)), 400);
     let [a, b] = [file.path(), shifted.path()].map(|p| device_identity(p.to_str().unwrap()).unwrap());

@@ -14,7 +14,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::device::OpenError;
-use crate::device::open::{OpenOptions, open_device};
+use crate::device::open::{OpenOptions, open_device, shown};
 use crate::format::in_use::{InUse, in_use};
 use crate::fsck::finding::Finding;
 use crate::fsck::repair::{Allow, Repaired, repair};
@@ -102,8 +102,8 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 fn examine(args: &Args) -> Result<u8, Failure> {
-    let device = args.device.clone();
-    if let Some(use_) = in_use(Path::new(&device)) {
+    let device = shown(&args.device);
+    if let Some(use_) = in_use(Path::new(&args.device)) {
         return Err(Failure::InUse { device, use_ });
     }
     let cancelled = Arc::new(AtomicBool::new(false));
@@ -121,7 +121,7 @@ fn examine(args: &Args) -> Result<u8, Failure> {
         exclusive: true,
         ..OpenOptions::default()
     };
-    let dev = open_device(&device, options)?;
+    let dev = open_device(&args.device, options)?;
     let mut screen = Screen::new(args.json, cancelled);
     let result = match allow {
         None => fsck::examine(dev, &mut screen).map(|report| Repaired { report, ..Repaired::default() }),

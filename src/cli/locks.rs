@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::device::open::{OpenOptions, open_device};
+use crate::device::open::{OpenOptions, open_device, shown};
 use crate::inspect::locks::{Asked, LockView, Wait, hosts_text, requests, view, waits};
 use crate::inspect::names::Hosts;
 use crate::inspect::path::Paths;
@@ -100,7 +100,7 @@ pub fn with_volume(
     body: impl FnOnce(&Volume<'_>) -> Result<bool, InspectError>,
 ) -> ExitCode {
     let failed = |error: &dyn std::fmt::Display| {
-        eprintln!("lunfs {command}: {device}: {error}");
+        eprintln!("lunfs {command}: {}: {error}", shown(device));
         ExitCode::FAILURE
     };
     let dev = match open_device(device, OpenOptions { read_only: true, ..OpenOptions::default() }) {

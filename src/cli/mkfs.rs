@@ -12,14 +12,18 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::device::open::{OpenOptions, open_device};
-use crate::device::{BlockDevice, OpenError};
+use crate::device::check::{Report, SCRATCH_BYTES, Scratch, Verdict};
+use crate::device::open::{OpenOptions, open_device, shown};
+use crate::device::{BlockDevice, DeviceError, OpenError, iscsi};
 use crate::durations::Profile;
 use crate::format::in_use::{InUse, in_use};
 use crate::format::preflight::{PreflightError, Previous, Watching, preflight};
 use crate::format::{self, FormatError, FormatOptions, FormatReport};
 use crate::inspect::table::{bytes, span_ms};
 use crate::layout::superblock::Superblock;
+
+/// Increments of each racer before a volume is made.
+const RACE_ROUNDS: u64 = 100;
 
 /// Shown at the end of the help.
 pub const EXIT_STATUS: &str = "Exit status: 0 the volume was made (with --dry-run: could be made), 1 refused \
@@ -74,6 +78,10 @@ enum MkfsError {
     Format { device: String, error: FormatError },
     #[error("'{device}' does not exist; give --size to create a file")]
     Missing { device: String },
+    #[error("'{device}' can't carry a volume: {why}")]
+    Unfit { device: String, why: String },
+    #[error("'{device}': {error}")]
+    Scratch { device: String, error: DeviceError },
     #[error("'{device}': {error}")]
     Look { device: String, error: std::io::Error },
 }
@@ -90,7 +98,7 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 fn make(args: &Args) -> Result<(), MkfsError> {
-    let device = args.device.clone();
+    let device = shown(&args.device);
     let found = look(&args.device)?;
     if found == Found::Nothing && args.size.is_none() {
         return Err(MkfsError::Missing { device });
@@ -134,6 +142,7 @@ fn make(args: &Args) -> Result<(), MkfsError> {
             open(args, Some(wanted_bytes))?
         }
     };
+    prove(args, &dev, planned.geometry.size_bytes())?;
     let report = format::format(&*dev, &options).map_err(failed)?;
     if !args.quiet {
         print_volume(&device, &report.superblock, Some(&report));
@@ -176,6 +185,27 @@ fn open(args: &Args, create_size: Option<u64>) -> Result<std::sync::Arc<dyn Bloc
     Ok(open_device(&args.device, options)?)
 }
 
+/// Finds out by doing whether the device keeps what a volume is built on; see `device::check`. What is written to is
+/// about to be formatted, and is put back.
+fn prove(args: &Args, dev: &std::sync::Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<(), MkfsError> {
+    let device = shown(&args.device);
+    // Inside the volume: what lies behind it is not ours.
+    let Some(at) = volume_bytes.checked_sub(SCRATCH_BYTES) else { return Ok(()) };
+    let mut handles = vec![dev.clone()];
+    if iscsi::Target::is_meant(&args.device) {
+        // A file was opened for us alone; on a LUN two sessions must race.
+        handles.push(open(args, None)?);
+    }
+    let failed = |error| MkfsError::Scratch { device: device.clone(), error };
+    let scratch = Scratch::take(&handles, at).map_err(failed)?;
+    let report = Report { properties: scratch.all(RACE_ROUNDS), ..Report::default() };
+    scratch.restore().map_err(failed)?;
+    match report.verdict() {
+        Verdict::DoNotUse(why) => Err(MkfsError::Unfit { device, why }),
+        _ => Ok(()),
+    }
+}
+
 fn check(args: &Args, dev: &dyn BlockDevice) -> Result<Option<Previous>, MkfsError> {
     let show = !args.quiet && std::io::stderr().is_terminal();
     let mut shown = false;
@@ -191,7 +221,8 @@ fn check(args: &Args, dev: &dyn BlockDevice) -> Result<Option<Previous>, MkfsErr
     if shown {
         eprintln!();
     }
-    result.map_err(|error| MkfsError::Preflight { device: args.device.clone(), error })
+    let device = crate::device::open::shown(&args.device);
+    result.map_err(|error| MkfsError::Preflight { device, error })
 }
 
 fn print_volume(device: &str, superblock: &Superblock, report: Option<&FormatReport>) {

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,8 @@ use super::slot_wait::SlotWait;
 use super::stats_socket::{self, Source};
 use super::{EXIT_SYSTEM, Failure, control_service, ending, guard, logging};
 use crate::control;
-use crate::device::open::{OpenOptions, open_device};
+use crate::device::check;
+use crate::device::open::{OpenOptions, open_device, shown};
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fsck::Observer;
 use crate::fuse::mounting::MountSettings;
@@ -33,7 +34,7 @@ use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
 use crate::lease::EndCause;
 use crate::scrub::{self, ScrubError};
 use crate::testing::memfs_control::MemVolume;
-use crate::volume::{self, Volume, VolumeStats};
+use crate::volume::{self, FencingMode, Volume, VolumeStats};
 
 /// Memory for clean metadata unless `cache_mib` says otherwise.
 const DEFAULT_CACHE_MIB: u32 = 64;
@@ -174,13 +175,23 @@ fn open_volume(
         }
         return Ok(volume);
     }
-    let device = Path::new(request.device).display();
+    let device = shown_name(request.device);
     let spec = request.device.to_str().ok_or_else(|| Failure::mount(format!("{device}: not a name")))?;
+    let host = volume::local_identity(Some(request.host_name));
     // Also for a read-only mount: its heartbeat and its shared locks are written.
-    let how = OpenOptions { logical_block_bytes: request.options.logical_block, ..Default::default() };
+    let how = OpenOptions {
+        logical_block_bytes: request.options.logical_block,
+        host: Some(host.uuid),
+        // A LUN's reservations only where they are insisted on: nothing on the volume says yet that its
+        // compare-and-write bears them.
+        reservations: request.options.fencing == FencingMode::Required,
+        ..Default::default()
+    };
     let opened = open_device(spec, how).map_err(|e| Failure::mount(e.to_string()))?;
+    // The superblock is no lock: nobody swaps it, and this leaves it as it is.
+    check::harmless(&*opened, 0).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
     let choices = volume::MountOptions {
-        host: volume::local_identity(Some(request.host_name)),
+        host,
         read_only: request.options.read_only,
         cache_mib: request.options.cache_mib.unwrap_or(DEFAULT_CACHE_MIB),
         fencing: request.options.fencing,
@@ -330,7 +341,7 @@ impl Mounted {
             Ok(session) => {
                 let counted = volume.clone();
                 let counters = Arc::new(Source {
-                    device: Path::new(&args.device).display().to_string(),
+                    device: shown_name(&args.device),
                     mountpoint: mountpoint.display().to_string(),
                     host,
                     started: begun,
@@ -372,7 +383,7 @@ impl Mounted {
 
 fn settings(args: &Args, options: &MountOptions, mountpoint: PathBuf) -> MountSettings {
     MountSettings {
-        source: args.device.clone(),
+        source: source(args),
         mountpoint,
         read_only: options.read_only,
         no_dev: options.no_dev,
@@ -385,6 +396,16 @@ fn settings(args: &Args, options: &MountOptions, mountpoint: PathBuf) -> MountSe
     }
 }
 
+/// What the kernel shows as the device: what was given, but for a password.
+fn source(args: &Args) -> OsString {
+    args.device.to_str().map_or_else(|| args.device.clone(), |spec| shown(spec).into())
+}
+
+/// The same for messages.
+fn shown_name(device: &OsString) -> String {
+    shown(&device.to_string_lossy())
+}
+
 /// The directory without links and dots. A mount of the same source on it is refused, unasked: its daemon
 /// may be the one that hangs.
 fn check_mountpoint(args: &Args) -> Result<PathBuf, Failure> {
@@ -394,12 +415,9 @@ fn check_mountpoint(args: &Args) -> Result<PathBuf, Failure> {
     let resolved = mountinfo::resolve_without_touching(directory).map_err(fail)?;
     if let Some(top) = mountinfo::at(&resolved).map_err(fail)?
         && top.is_lunfs()
-        && top.source == args.device
+        && top.source == source(args)
     {
-        return Err(Failure::mount(format!(
-            "{shown}: {} is already mounted here",
-            Path::new(&args.device).display()
-        )));
+        return Err(Failure::mount(format!("{shown}: {} is already mounted here", shown_name(&args.device))));
     }
     if !std::fs::metadata(&resolved).map_err(fail)?.is_dir() {
         return Err(Failure::mount(format!("{shown}: not a directory")));

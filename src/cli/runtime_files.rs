@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::Failure;
+use crate::device::iscsi;
 use crate::device::open::{DeviceIdentity, device_identity};
 use crate::fuse::mountinfo;
 use crate::volume::is_process_gone;
@@ -42,6 +43,10 @@ pub(super) fn directory() -> PathBuf {
 
 /// What a volume is called here, whatever path or loop device leads to it.
 pub(super) fn identity(device: &OsStr) -> String {
+    if let Some(target) = device.to_str().and_then(|spec| iscsi::Target::parse(spec).ok()) {
+        let hash = siphasher::sip::SipHasher24::new_with_key(&[5; 16]).hash(target.to_string().as_bytes());
+        return format!("iscsi-{hash:016x}");
+    }
     match device.to_str().map(device_identity) {
         Some(Ok(DeviceIdentity { device, inode, base_bytes, .. })) => {
             format!("device-{device}-{inode}-{base_bytes}")
@@ -229,6 +234,8 @@ mod tests {
     #[test]
     fn names_are_fit_for_files() {
         assert_eq!(encode(b"esx-7.lab/a b"), "esx-7%2elab%2fa%20b");
-        assert_eq!(identity(OsStr::new("iscsi://p/t/0")), "iscsi%3a%2f%2fp%2ft%2f0");
+        let iscsi = |spec: &str| identity(OsStr::new(spec));
+        assert_eq!(iscsi("iscsi://anna%secret@p/t/0"), iscsi("iscsi://p:3260/t/0"));
+        assert_ne!(iscsi("iscsi://p/t/0"), iscsi("iscsi://p/t/1"));
     }
 }

@@ -132,6 +132,20 @@ fn stopped_and_fenced_on_loop_devices() {
     two_hosts(Backing::Loop(4096)).into_iter().for_each(stopped_and_fenced);
 }
 
+/// With the reservations of a target in the place of the emulated fence.
+#[cfg(feature = "iscsi")]
+#[test]
+fn stopped_and_fenced_on_iscsi() {
+    if !crate::harness::can_mount() || !lunfs::device::iscsi::AVAILABLE {
+        return;
+    }
+    let mut cluster = crate::harness::Cluster::with_profile("fast", Backing::Iscsi(512), 3, "1G");
+    cluster.options = "fencing=required";
+    cluster.mount();
+    cluster.mount();
+    stopped_and_fenced(cluster);
+}
+
 /// A daemon is stopped while it writes, for longer than its dead time. Whatever it does when it wakes up changes
 /// nothing. Nearly always its lease sees to that; the moments in which only the fence does are made in `devices`
 /// (`a_late_write_of_a_fenced_host_is_refused`, `a_write_inside_the_gate_ends_with_its_process`).

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
+use lunfs_test_target::{Config, LunConfig, Target};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -30,6 +31,8 @@ pub enum Backing {
     File(u32),
     /// A loop device per host over one image, with sectors of this many bytes.
     Loop(u32),
+    /// A LUN of an iSCSI target that the test's process serves, with logical blocks of this many bytes.
+    Iscsi(u32),
 }
 
 /// Tests of one body, one for each kind of device.
@@ -52,6 +55,11 @@ macro_rules! on_every_device {
             #[test]
             fn loop_4096() {
                 with_hosts(Backing::Loop(4096), $hosts, super::$body);
+            }
+            #[cfg(feature = "iscsi")]
+            #[test]
+            fn iscsi() {
+                with_hosts(Backing::Iscsi(512), $hosts, super::$body);
             }
         }
     )*};
@@ -91,6 +99,10 @@ pub fn with_hosts(backing: Backing, count: usize, body: fn(&Cluster)) {
     if !can_mount() {
         return;
     }
+    if matches!(backing, Backing::Iscsi(_)) && !lunfs::device::iscsi::AVAILABLE {
+        eprintln!("SKIPPED: built without libiscsi");
+        return;
+    }
     let mut cluster = Cluster::new(backing, count as u16 + 1, "1G");
     for _ in 0..count {
         cluster.mount();
@@ -127,7 +139,10 @@ pub struct Cluster {
     loops: Vec<LoopDevice>,
     /// Environment of the daemons that are mounted from now on.
     pub environment: Vec<(String, OsString)>,
+    target: Option<Target>,
     pub hosts: Vec<Host>,
+    /// Mount options of every host.
+    pub options: &'static str,
     made: usize,
     finished: Arc<AtomicBool>,
 }
@@ -154,8 +169,17 @@ impl Cluster {
     ) -> Cluster {
         std::fs::create_dir(temp.path().join("run")).expect("a new directory");
         let hosts = Vec::new();
-        let (loops, environment, finished) = (Vec::new(), Vec::new(), Arc::default());
-        let mut cluster = Cluster { temp, backing, loops, environment, hosts, made: 0, finished };
+        let mut cluster = Cluster {
+            temp,
+            backing,
+            loops: Vec::new(),
+            environment: Vec::new(),
+            target: None,
+            hosts,
+            options: "",
+            made: 0,
+            finished: Arc::default(),
+        };
         let device = match backing {
             Backing::File(_) => cluster.image(),
             Backing::Loop(_) => {
@@ -163,6 +187,12 @@ impl Cluster {
                 let bytes: u64 = size.trim_end_matches('G').parse().expect("whole GiB");
                 image.set_len(bytes << 30).expect("a sparse image");
                 cluster.attach().path().to_owned()
+            }
+            Backing::Iscsi(block_bytes) => {
+                let bytes: u64 = size.trim_end_matches('G').parse().expect("whole GiB");
+                let lun = LunConfig::new(1, bytes << 30).block_bytes(block_bytes).file(cluster.image());
+                let target = Target::start(Config::of(lun)).expect("the test target starts");
+                cluster.target.insert(target).url(1).into()
             }
         };
         let mut mkfs = lunfs();
@@ -182,6 +212,28 @@ impl Cluster {
 
     pub fn directory(&self) -> &Path {
         self.temp.path()
+    }
+
+    /// The target of a cluster on iSCSI.
+    pub fn target(&self) -> &Target {
+        self.target.as_ref().expect("a cluster on iSCSI")
+    }
+
+    /// The target ends, as by a crash: what it had answered is in its file.
+    pub fn stop_target(&mut self) -> std::net::SocketAddr {
+        self.target.take().expect("a cluster on iSCSI").portal()
+    }
+
+    /// It comes back under its old address, with what it had.
+    pub fn start_target(&mut self, portal: std::net::SocketAddr) {
+        let Backing::Iscsi(block_bytes) = self.backing else { panic!("no target wanted") };
+        let bytes = std::fs::metadata(self.image()).expect("its file").len();
+        let lun = LunConfig::new(1, bytes).block_bytes(block_bytes).file(self.image());
+        let config = Config { listen: portal, ..Config::of(lun) };
+        until("the target starts", || {
+            self.target = Target::start(config.clone()).ok();
+            self.target.is_some()
+        });
     }
 
     pub fn image(&self) -> PathBuf {
@@ -207,6 +259,7 @@ impl Cluster {
                 }
                 self.loops[n].path().to_owned()
             }
+            Backing::Iscsi(_) => self.target.as_ref().expect("a target").url(1).into(),
         };
         path.to_str().expect("a plain path").to_owned()
     }
@@ -226,7 +279,7 @@ impl Cluster {
         if let Backing::File(bytes) = self.backing {
             command.args(["-o", &format!("logical_block={bytes}")]);
         }
-        if !options.is_empty() {
+        for options in [options, self.options].into_iter().filter(|options| !options.is_empty()) {
             command.args(["-o", options]);
         }
         command.arg(&device).arg(&dir);
@@ -360,7 +413,8 @@ impl Cluster {
 
     /// `lunfs status --json`: the slots that were ever claimed, as (host, state).
     pub fn states(&self) -> Vec<(String, String)> {
-        let output = lunfs().args(["status", "--json"]).arg(self.image()).output().expect("status runs");
+        let device = self.target.as_ref().map_or(self.image(), |target| target.url(1).into());
+        let output = lunfs().args(["status", "--json"]).arg(device).output().expect("status runs");
         assert!(output.status.success(), "{output:?}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let text = |v: &serde_json::Value| v.as_str().unwrap_or("?").to_owned();

@@ -1,0 +1,111 @@
+//! Mounts on an iSCSI target that loses answers, goes away, and comes back.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use lunfs_test_target::{Fault, Kind, Rule, Select};
+
+use crate::harness::{Backing, Cluster, can_mount, until};
+
+fn cluster(profile: &str) -> Option<Cluster> {
+    if !can_mount() || !lunfs::device::iscsi::AVAILABLE {
+        return None;
+    }
+    let mut cluster = Cluster::with_profile(profile, Backing::Iscsi(512), 4, "1G");
+    cluster.mount();
+    cluster.mount();
+    Some(cluster)
+}
+
+/// Appends a line and makes it durable.
+fn append(path: &std::path::Path, line: &str) -> std::io::Result<()> {
+    let mut file = std::fs::File::options().append(true).create(true).open(path)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_all()
+}
+
+/// Both hosts append to one file while answers are lost, held, refused and cut: nothing is lost, and no lease.
+#[test]
+fn lost_answers_cost_no_lease() {
+    let Some(cluster) = cluster("normal") else { return };
+    let faults = [
+        (Kind::CompareAndWrite, Fault::LoseAnswer),
+        (Kind::CompareAndWrite, Fault::Drop),
+        (Kind::CompareAndWrite, Fault::AnswerLate { ms: 300 }),
+        (Kind::CompareAndWrite, Fault::Twice { gap_ms: 2, answer: lunfs_test_target::Which::Second }),
+        (Kind::CompareAndWrite, Fault::Miscompare { executed: true, information: None }),
+        (Kind::CompareAndWrite, Fault::Attention { asc: 0x29, ascq: 0 }),
+        (Kind::CompareAndWrite, Fault::Cut { executed: true }),
+        (Kind::Write, Fault::Cut { executed: true }),
+        (Kind::Write, Fault::Cut { executed: false }),
+        (Kind::Write, Fault::Status { status: 0x28 }),
+        (Kind::Read, Fault::Cut { executed: false }),
+        (Kind::Read, Fault::Status { status: 0x08 }),
+        (Kind::Read, Fault::LoseAnswer),
+    ];
+    for (n, (kind, fault)) in faults.into_iter().enumerate() {
+        let select = Select::kind(kind).probability(0.02, n as u64 + 1);
+        cluster.target().add_rule(Rule::new(&format!("fault {n}"), select, fault));
+    }
+    let lines = 150;
+    cluster.each(|host, dir| {
+        for n in 0..lines {
+            append(&dir.join("log"), &format!("{host} {n}\n")).expect("appends");
+        }
+    });
+    let met: u64 = cluster.target().rules().iter().map(|standing| standing.fired).sum();
+    cluster.target().clear_rules();
+    eprintln!("{met} commands met a fault");
+    assert!(met > 10);
+    for path in cluster.paths("log") {
+        let text = std::fs::read_to_string(&path).expect("the log");
+        for host in 0..2 {
+            let mine: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("{host} "))).collect();
+            let wanted: Vec<String> = (0..lines).map(|n| format!("{host} {n}")).collect();
+            assert_eq!(mine, wanted);
+        }
+    }
+    cluster.end();
+}
+
+/// The target is away for less than the lease: operations wait and go on.
+#[test]
+fn a_target_that_is_back_within_the_lease() {
+    let Some(mut cluster) = cluster("normal") else { return };
+    let paths = cluster.paths("file");
+    append(&paths[0], "before\n").expect("appends");
+    assert_eq!(std::fs::read_to_string(&paths[1]).expect("reads"), "before\n");
+    let portal = cluster.stop_target();
+    let writer = std::thread::spawn({
+        let path = paths[0].clone();
+        move || append(&path, "meanwhile\n")
+    });
+    std::thread::sleep(Duration::from_millis(1500));
+    cluster.start_target(portal);
+    writer.join().expect("no panic").expect("it waited and went on");
+    assert_eq!(std::fs::read_to_string(&paths[1]).expect("reads"), "before\nmeanwhile\n");
+    append(&paths[1], "after\n").expect("appends");
+    assert_eq!(std::fs::read_to_string(&paths[0]).expect("reads"), "before\nmeanwhile\nafter\n");
+    cluster.end();
+}
+
+/// The target is away for longer: both hosts stop in time, and what was durable is there for who comes next.
+#[test]
+fn a_target_that_is_away_for_longer_than_the_lease() {
+    let Some(mut cluster) = cluster("fast") else { return };
+    let paths = cluster.paths("file");
+    append(&paths[0], "durable\n").expect("appends");
+    let portal = cluster.stop_target();
+    let since = Instant::now();
+    until("both mounts end", || paths.iter().all(|path| std::fs::read_to_string(path).is_err()));
+    eprintln!("both ended after {:?}", since.elapsed());
+    until("the daemons end", || cluster.hosts.iter().all(|host| !host.is_alive()));
+    cluster.take_off(0);
+    cluster.take_off(0);
+    cluster.start_target(portal);
+    cluster.mount_as("late", "rw");
+    let path = cluster.dir(0).join("file");
+    assert_eq!(std::fs::read_to_string(&path).expect("reads"), "durable\n");
+    append(&path, "again\n").expect("appends");
+    cluster.unmount(0);
+}
