@@ -59,7 +59,11 @@ fn directory(cluster: &Cluster, name: &'static [u8]) -> InodeNo {
 
 #[track_caller]
 fn only_line(level: Level, parts: &[&str]) {
-    let lines = lines();
+    only_line_of(lines(), level, parts);
+}
+
+#[track_caller]
+fn only_line_of(lines: Vec<(Level, String)>, level: Level, parts: &[&str]) {
     let [(found, line)] = &lines[..] else { panic!("not one line but {lines:#?}") };
     assert_eq!(*found, level, "{line}");
     let mut rest = line.as_str();
@@ -114,14 +118,30 @@ fn one_line_an_event_with_both_images_and_no_flood() {
         let unanswered = "; 1 without an answer, known after 2.0 s; ";
         only_line(Level::Warn, &["no answer, and the write did not land: ", unanswered]);
 
-        // Ordinary: nothing that an administrator has to see.
+        // Ordinary: nothing that an administrator has to see. A bell that somebody else rings in between; whether that
+        // is so, depends on when the holder looks at it.
         let bell = cluster.superblock.geometry.doorbell(cluster.hosts[1].volume.heartbeat().me().slot);
-        plan(&cluster, 0, bell, Fault::Late(40 * MS), 1);
-        let late = cluster.spawn(0, "late", move |fs| fs.mknod(&cx(), b, b"h", 0o644, 0).map(drop));
-        cluster.on(2, |fs| fs.mknod(&cx(), c, b"h", 0o644, 0).map(drop)).unwrap();
-        joined(late).unwrap();
+        let mut met = Vec::new();
+        for n in 0..20 {
+            let name = move |host: u8| format!("{host}-{n}").into_bytes();
+            for dir in [b, c] {
+                cluster.on(1, |fs| fs.mknod(&cx(), dir, &name(1), 0o644, 0).map(drop)).unwrap();
+            }
+            rt::sleep(300 * MS);
+            lines();
+            plan(&cluster, 0, bell, Fault::Late(40 * MS), 1);
+            let late = cluster.spawn(0, "late", move |fs| fs.mknod(&cx(), b, &name(0), 0o644, 0).map(drop));
+            cluster.on(2, |fs| fs.mknod(&cx(), c, &name(2), 0o644, 0).map(drop)).unwrap();
+            joined(late).unwrap();
+            cluster.lun.clear_faults();
+            met = lines();
+            if !met.is_empty() {
+                break;
+            }
+        }
         let doorbell = format!("another host was faster: compare-and-write of the doorbell at block {bell} ");
-        only_line(
+        only_line_of(
+            met,
             Level::Debug,
             &[&doorbell, "; took 4", "; expected: ", " *swap_counter=", "; found: ", " *swap_counter="],
         );
