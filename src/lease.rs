@@ -49,6 +49,9 @@ pub enum EndCause {
     ShutOut,
 }
 
+/// Why a lease ended that nobody ended.
+const RAN_OUT: &str = "no beat landed within the lease";
+
 /// Shared by the beat thread, which extends it, and every thread that does I/O, which asks it.
 pub struct Lease {
     state: Mutex<Inner>,
@@ -173,13 +176,11 @@ impl Lease {
         let ran_out =
             ran_out && matches!(cause, EndCause::Silence | EndCause::DeviceFailed | EndCause::ShutOut);
         let (cause, reason) = match inner.beat_failed.take() {
-            Some(error) if ran_out => (
-                EndCause::DeviceFailed,
-                format!("no beat landed within the lease; the device's last answer: {error}"),
-            ),
-            _ if ran_out && cause != EndCause::Silence => {
-                (EndCause::Silence, format!("no beat landed within the lease; {reason}"))
+            Some(error) if ran_out => {
+                (EndCause::DeviceFailed, format!("{RAN_OUT}; the device's last answer: {error}"))
             }
+            // Who notices it last says what he found; that comes of it.
+            _ if ran_out && reason != RAN_OUT => (EndCause::Silence, format!("{RAN_OUT}; {reason}")),
             _ => (cause, reason.to_owned()),
         };
         (inner.cause, inner.reason) = (Some(cause), Some(reason));
@@ -227,8 +228,7 @@ impl Lease {
                 LeaseState::Unclaimed => inner = self.changed.wait(inner),
                 LeaseState::Running { until } => {
                     if Instant::now() >= until {
-                        let reason = "no beat landed within the lease";
-                        Self::end_locked(&mut inner, &self.fast, EndCause::Silence, reason);
+                        Self::end_locked(&mut inner, &self.fast, EndCause::Silence, RAN_OUT);
                         self.changed.notify_all();
                     } else {
                         inner = self.changed.wait_until(inner, until).0;

@@ -22,7 +22,9 @@ pub(super) struct SlotWait<'p> {
 impl SlotWait<'_> {
     /// False: it is given up.
     pub fn go_on(&mut self, waiting: &Waiting<'_>) -> bool {
-        if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+        // A host that lives shows it by then, and there is nothing to wait for.
+        let silent = waiting.so_far >= 3 * Duration::from_millis(waiting.record.durations.beat_ms.into());
+        if silent && self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             self.said = Some(Instant::now());
             log::warn!("{waiting}");
             // In the foreground that was the log's line. A daemon has its starter's stderr until it serves.
