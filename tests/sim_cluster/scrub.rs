@@ -174,7 +174,11 @@ pub fn beside_changes(seed: u64, bug: Option<Bug>) -> Result<Vec<Report>, Failur
 #[test]
 fn beside_changes_of_all_hosts_nothing_is_found() {
     let mut all = Report::default();
-    for seed in seeds(0..10) {
+    for seed in seeds(0..60) {
+        // A lock is asked for in about every second seed.
+        if seed >= 10 && all.asked > 0 && std::env::var_os("LUNFS_SIM_SEEDS").is_none() {
+            break;
+        }
         for report in beside_changes(seed, None).unwrap_or_else(|failure| panic!("{failure}")) {
             assert!(report.inodes > 4 && report.directories > 2, "{report:?}");
             all.cases += report.cases;
