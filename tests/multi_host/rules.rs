@@ -71,7 +71,10 @@ fn attributes_that_the_kernel_keeps_are_noticed() {
     is_noticed(Bug::KernelInodesKept);
 }
 
+/// Mostly the kernel asks anew by itself, because the inode under a stale name is gone: a better scene is wanted before this
+/// proves something in each run.
 #[test]
+#[ignore = "noticed in one of several runs only: too rarely for a test that must pass"]
 fn names_that_the_kernel_keeps_are_noticed() {
     is_noticed(Bug::KernelNamesKept);
 }
