@@ -18,6 +18,7 @@ on_every_device! {
     2 hosts: no_stale_attributes;
     2 hosts: no_stale_kept_attributes;
     2 hosts: no_stale_names;
+    2 hosts: no_stale_moved_names;
 }
 
 /// What changed so far.
@@ -206,4 +207,22 @@ fn no_stale_names(cluster: &Cluster) {
     println!("{decided:?} looks had one right answer");
     clock.report("names");
     assert!(decided.into_inner() > 100, "too few looks had one right answer");
+}
+
+/// A file is moved elsewhere while this kernel knows it by its old name. The inode lives on, so nothing makes the kernel ask anew
+/// but that it forgot the name.
+fn no_stale_moved_names(cluster: &Cluster) {
+    let paths = cluster.paths("dir");
+    fs::create_dir(&paths[0]).expect("mkdir");
+    for n in 0..rounds(40) {
+        let (old, new) = (format!("old-{n}"), format!("new-{n}"));
+        fs::write(paths[0].join(&old), b"x").expect("write");
+        // Twice: from now on the kernel has it, under the shared lock of the directory.
+        for _ in 0..2 {
+            fs::metadata(paths[1].join(&old)).expect("it is there");
+        }
+        fs::rename(paths[0].join(&old), paths[0].join(&new)).expect("rename");
+        assert_eq!(is_there(fs::metadata(paths[1].join(&old))), Some(false), "STALE: {old} is {new} by now");
+        fs::metadata(paths[1].join(&new)).expect("where it went");
+    }
 }
