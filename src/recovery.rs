@@ -244,20 +244,19 @@ impl Recovery {
         Ok(true)
     }
 
-    /// The same for the earlier lives of our own slot, which ended before it could be claimed. True: the device refuses
-    /// whatever may still come of them.
-    pub fn fence_earlier(&self, mine: &SlotRecord) -> Result<bool, RecoveryError> {
+    /// The same for the earlier lives of our own slot, which ended before it could be claimed.
+    pub fn fence_earlier(&self, mine: &SlotRecord) -> Result<(), RecoveryError> {
         let earlier = Incarnation(mine.incarnation.0.saturating_sub(1));
         let open = SlotRecord { incarnation: earlier, ..mine.clone() };
         if open.settled(earlier) {
-            return Ok(false);
+            return Ok(());
         }
         let fenced = self.fence_all(&open)? && !mine.keyless;
         if self.fence_required && !fenced {
             let owner = Owner { slot: self.me.slot, incarnation: earlier };
             return Err(RecoveryError::NotFenced { owner, reason: "it mounted without fencing".into() });
         }
-        Ok(fenced)
+        Ok(())
     }
 
     fn slot(&self, slot_at: BlockNo) -> Option<Slot> {
