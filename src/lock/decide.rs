@@ -197,10 +197,15 @@ pub fn give(
     giving: &Giving,
 ) -> Option<(LockRecord, Held)> {
     let me = giving.me;
+    // A tenure that is not remembered: our own that ended and came back (a reset took back the swap that ended it, and
+    // with it what that swap counted), or one that we did not see begin.
+    let unseen = matches!(record.mode, LockMode::Exclusive { owner, tenure }
+        if owner == me && remembered != Held::Exclusive(tenure))
+        && !is_planted(Bug::ReturnedTenureNotCounted);
     let openers = if giving.open { record.openers.with(me.slot) } else { record.openers.without(me.slot) };
     let base = LockRecord {
         swap_counter: record.swap_counter + 1,
-        change_counter: record.change_counter + u64::from(giving.changed),
+        change_counter: record.change_counter + u64::from(giving.changed || unseen),
         openers,
         waiters: giving.waiters.without(to.by.slot),
         next: None,
@@ -407,6 +412,12 @@ mod tests {
         shared.sharers = SlotSet::of(Slot(1)).with(Slot(2));
         let (image, _) = give(&shared, Held::Shared, to(Mode::Exclusive), &giving(true)).unwrap();
         assert!(matches!(image.mode, LockMode::Exclusive { owner, .. } if owner == host(2)));
+        // Our own old tenure, come back: what was counted when it ended is counted again.
+        let unchanged = Giving { changed: false, ..giving(true) };
+        let (image, _) = give(&mine, Held::Shared, to(Mode::Exclusive), &unchanged).unwrap();
+        assert_eq!(image.change_counter, 4);
+        let (image, _) = give(&mine, held, to(Mode::Exclusive), &unchanged).unwrap();
+        assert_eq!(image.change_counter, 3);
         // A bit of our slot that we do not remember is not ours to clear here.
         assert_eq!(give(&shared, Held::Nothing, to(Mode::Exclusive), &giving(true)), None);
     }

@@ -135,6 +135,10 @@ impl LockManager {
                 let image = settled?;
                 match image.record.mode {
                     LockMode::Exclusive { owner, tenure } if owner == self.me => {
+                        // Our own old one, come back: its changes count again.
+                        if tenure <= state.ended && !is_planted(Bug::ReturnedTenureNotCounted) {
+                            entry.dirtied.store(true, Ordering::Release);
+                        }
                         state.adopt(image, Held::Exclusive(tenure), false, || self.new_epoch());
                     }
                     _ => state.wanted.retain(|w| w.by != target.by),

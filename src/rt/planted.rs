@@ -29,6 +29,8 @@ pub enum Bug {
     TornCommitBelieved,
     /// Who takes over from a dead host leaves the change counter as it is.
     ChangeCounterNotRaised,
+    /// A host's own tenure that a power cut brought back is given away as if nothing had changed in it.
+    ReturnedTenureNotCounted,
     /// What a dead host held is taken without recovery.
     DeadSteppedOver,
     /// A lock is taken exclusively while others share it.
@@ -137,7 +139,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 54] = [
+    pub const ALL: [Bug; 55] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -145,6 +147,7 @@ impl Bug {
         Bug::PublishedUnflushed,
         Bug::TornCommitBelieved,
         Bug::ChangeCounterNotRaised,
+        Bug::ReturnedTenureNotCounted,
         Bug::DeadSteppedOver,
         Bug::SharersNotAsked,
         Bug::CacheKept,

@@ -213,6 +213,10 @@ fn living_power(seed: u64, bug: Option<Bug>) -> Outcome {
     power::cuts_among_the_living(seed, bug).map(drop)
 }
 
+fn forgotten_grant(seed: u64, bug: Option<Bug>) -> Outcome {
+    power::forgotten_grant(seed, bug).map(drop)
+}
+
 fn lying_device(seed: u64, bug: Option<Bug>) -> Outcome {
     fencing::a_device_that_lies(seed, true, bug)
 }
@@ -226,6 +230,7 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::ReplayByOwner => (old_images, "old images", 4),
         Bug::NoSwapBeforeReplay | Bug::RecovererWithoutIncarnation => (old_images, "old images", 4),
         Bug::ChangeCounterNotRaised | Bug::DeadSteppedOver => (old_images, "old images", 4),
+        Bug::ReturnedTenureNotCounted => (forgotten_grant, "forgotten grant", 8),
         Bug::PublishedUnflushed => (recoverer, "recoverer", 4),
         Bug::TornCommitBelieved => (points, "points", 4),
         Bug::CommitUnflushed | Bug::TailMovesUnflushed => (points, "points", 4),
