@@ -8,7 +8,9 @@
 
 mod fencing;
 mod identity;
+mod keeper;
 mod stats;
+mod steward;
 
 pub use fencing::FencingMode;
 pub use identity::{is_process_gone, local_identity};
@@ -16,11 +18,10 @@ pub use stats::{
     CausesByKind, CommandsByClass, JournalStats, LatencyStats, LockCounts, SwapCounts, VolumeStats,
 };
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
-use zerocopy::transmute_ref;
 
 use crate::ats::{Ats, AtsError, Image};
 use crate::device::{AlignedBuf, BlockDevice, DeviceError, FencingKey};
@@ -30,18 +31,18 @@ use crate::fs::{Fs, Parts};
 pub use crate::heartbeat::Waiting;
 use crate::heartbeat::{Claim, ClaimError, Heartbeat, HostIdentity, claim};
 use crate::journal::Journal;
-use crate::layout::cluster::{ClusterHeader, ClusterMap};
-use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES, Geometry, inode_of_lock};
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::layout::slot::Durations;
 use crate::layout::superblock::{Superblock, SuperblockError};
 use crate::lease::{CommandCounts, Door, EndCause, IoClass, Lease, LeaseState};
-use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward, Usage};
+use crate::lock::{Access, Demand, Guard, LockError, LockId, LockManager, Mode, Patience, Steward};
 use crate::recovery::{Recovery, RecoveryError};
 use crate::rt::planted::{Bug, is_planted};
-use crate::rt::{self, Condvar, Instant, JoinHandle, Mutex};
+use crate::rt::{self, Instant, Mutex};
 use crate::store::{Store, StoreError};
-use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, InodeNo, Owner};
+use crate::types::{BLOCK_BYTES, BlockNo, Incarnation, Owner};
+use keeper::Keeper;
+use steward::VolumeSteward;
 
 /// What a mount may choose.
 #[derive(Clone, Debug)]
@@ -89,15 +90,8 @@ pub enum LeaveError {
 
 type EndHook = Box<dyn FnOnce(String) + Send>;
 
-/// Uncommitted changes wait at most this long for their commit.
-const COMMIT_AGE: Duration = Duration::from_secs(4);
-/// Locks remembered in memory, about 400 bytes each.
-const MOST_LOCKS: usize = 256 << 10;
 /// How often a host that withdraws looks whether its changes are over.
 const WITHDRAW_POLL: Duration = Duration::from_millis(10);
-const HOUSEKEEP_PERIOD: Duration = Duration::from_millis(500);
-/// Other slots' orphan lists are looked through this often.
-const SWEEP_PERIOD: Duration = Duration::from_secs(120);
 
 /// A volume as one host has it mounted.
 pub struct Volume {
@@ -113,24 +107,6 @@ pub struct Volume {
     end_hooks: Arc<Mutex<Vec<EndHook>>>,
     volume_guard: Mutex<Option<Guard>>,
     left: Mutex<bool>,
-}
-
-/// Knows what has to happen before a lock leaves.
-struct VolumeSteward {
-    geometry: Geometry,
-    door: Arc<Door>,
-    store: Arc<Store>,
-    fs: OnceLock<Weak<Fs>>,
-    kernel: Mutex<Option<Arc<dyn KernelCaches>>>,
-    superblock: Superblock,
-}
-
-/// Background work: one thread commits and checkpoints and waits for nobody; another frees orphans and may
-/// wait for other hosts.
-struct Keeper {
-    stop: Mutex<bool>,
-    wake: Condvar,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Reads and checks the superblock of a device.
@@ -289,11 +265,7 @@ impl Volume {
             read_only: options.read_only,
         }));
         let _ = steward.fs.set(Arc::downgrade(&fs));
-        let keeper = Arc::new(Keeper {
-            stop: Mutex::new(false),
-            wake: Condvar::new(),
-            threads: Mutex::new(Vec::new()),
-        });
+        let keeper = Arc::new(Keeper::default());
         let commits = {
             let (keeper, store) = (keeper.clone(), store.clone());
             rt::spawn("commit", move || keeper.keep_committing(&store, lease))
@@ -492,148 +464,3 @@ fn withdraw(door: &Door, heartbeat: &Heartbeat) {
 
 /// Why the lease of a host that left ended.
 const LEFT: &str = "left the volume";
-
-impl Keeper {
-    /// Sleeps for one period; false: stop.
-    fn pause(&self) -> bool {
-        let until = Instant::now() + HOUSEKEEP_PERIOD;
-        let mut stop = self.stop.lock();
-        while !*stop && Instant::now() < until {
-            stop = self.wake.wait_until(stop, until).0;
-        }
-        !*stop
-    }
-
-    fn keep_committing(&self, store: &Store, patience: Duration) {
-        let mut failing_since = None;
-        while self.pause() && store.door().lease().allows() {
-            match store.housekeep(COMMIT_AGE) {
-                Ok(()) => failing_since = None,
-                Err(e) => {
-                    log::error!("background commit: {e}");
-                    let since = *failing_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= patience {
-                        // What can't be brought into place keeps its lock here, and others wait for that.
-                        store.door().lease().withdraw(&format!("writing in place failed for good: {e}"));
-                    }
-                }
-            }
-        }
-    }
-
-    fn keep_reaping(&self, fs: &Fs, locks: &Arc<LockManager>) {
-        let mut next_sweep = Instant::now();
-        while self.pause() && fs.store().door().lease().allows() {
-            if Instant::now() >= next_sweep {
-                next_sweep = Instant::now() + SWEEP_PERIOD;
-                if let Err(e) = fs.sweep() {
-                    log::warn!("looking for orphans: {e}");
-                }
-            }
-            fs.reap();
-            // Waits for the kernel, and so for nothing that a commit has to wait for.
-            locks.trim(MOST_LOCKS);
-        }
-    }
-
-    /// Whoever dies is recovered by one of those who live.
-    fn keep_recovering(&self, recovery: &Recovery, heartbeat: &Heartbeat) {
-        while self.pause() && recovery.door().lease().allows() {
-            recovery.recover_the_dead(heartbeat.peers());
-        }
-    }
-
-    fn stop(&self) {
-        *self.stop.lock() = true;
-        self.wake.notify_all();
-        for thread in self.threads.lock().drain(..) {
-            // A panic of the thread was reported when it happened.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl VolumeSteward {
-    fn fs(&self) -> Option<Arc<Fs>> {
-        self.fs.get()?.upgrade()
-    }
-
-    /// Is there an inode group in which `lock` is the lock of an inode? Read without the cluster's lock: a
-    /// group is a group for ever, so the answer can only be too cautious, and whoever asked asks again.
-    fn is_group_lock(&self, lock: BlockNo) -> bool {
-        let ino = inode_of_lock(lock);
-        if self.geometry.is_system_inode(ino) {
-            return true;
-        }
-        let Some(cluster) = self.geometry.cluster_of(lock) else { return false };
-        let offset = lock.0 - self.geometry.cluster(cluster).0;
-        if offset % GROUP_BLOCKS >= GROUP_INODES {
-            return false;
-        }
-        let chunk = offset / GROUP_BLOCKS;
-        let volume = self.superblock.volume;
-        let read = |at: BlockNo| {
-            let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
-            self.door.read(IoClass::Lock, at, &mut buf).ok().map(|()| buf)
-        };
-        let Some(header) = read(self.geometry.cluster_header(cluster)) else { return false };
-        let Some(header) = header.first_chunk::<BLOCK_BYTES>() else { return false };
-        let Ok(header) = ClusterHeader::parse(header, &self.geometry, volume, cluster) else { return false };
-        let map = chunk / CHUNKS_PER_MAP;
-        if header.summaries.get(map as usize).is_none_or(|s| s.written == 0) {
-            return false;
-        }
-        let at = self.geometry.cluster_map(cluster, map);
-        let Some(block) = read(at) else { return false };
-        let Some(block) = block.first_chunk::<BLOCK_BYTES>() else { return false };
-        let Ok(_) = ClusterMap::parse(block, volume, at) else { return false };
-        let map: &ClusterMap = transmute_ref!(block);
-        map.chunks[(chunk % CHUNKS_PER_MAP) as usize].group == 1
-    }
-}
-
-impl Steward for VolumeSteward {
-    fn silence(&self, lock: LockId) {
-        if lock.kind != LockKind::Inode {
-            return;
-        }
-        let Some(kernel) = self.kernel.lock().clone() else { return };
-        let ino: InodeNo = inode_of_lock(lock.at);
-        if self.fs().is_some_and(|fs| fs.was_directory(ino)) {
-            kernel.forget_names(ino);
-        }
-        kernel.forget_inode(ino);
-    }
-
-    fn forgotten(&self, lock: LockId) {
-        if let (LockKind::Inode, Some(fs)) = (lock.kind, self.fs()) {
-            fs.forget_directory(inode_of_lock(lock.at));
-        }
-    }
-
-    fn settle(&self, lock: LockId) -> Result<(), String> {
-        self.store.settle(lock.at).map_err(|e| e.to_string())
-    }
-
-    fn usage(&self, lock: LockId) -> Usage {
-        match (lock.kind, self.fs()) {
-            (LockKind::Inode, Some(fs)) => fs.usage(lock),
-            _ => Usage::default(),
-        }
-    }
-
-    fn kind_of(&self, at: BlockNo) -> Option<LockKind> {
-        if at == self.geometry.volume_lock() {
-            return Some(LockKind::Volume);
-        }
-        if at == self.geometry.rename_lock() {
-            return Some(LockKind::Rename);
-        }
-        if let Some(cluster) = self.geometry.cluster_of(at)
-            && self.geometry.cluster(cluster) == at
-        {
-            return Some(LockKind::Cluster);
-        }
-        self.is_group_lock(at).then_some(LockKind::Inode)
-    }
-}
