@@ -11,10 +11,14 @@
 //!
 //! Not for: beating (`heartbeat`), deciding that others are dead, or retrying.
 
+mod counts;
 mod door;
+mod forgetful;
 mod timing;
+mod unflushed;
 
-pub use door::{CommandCounts, Door, IoClass};
+pub use counts::{CommandCounts, IoClass};
+pub use door::Door;
 pub use timing::{Timing, TimingSummary};
 
 use std::sync::atomic::{AtomicU64, Ordering};

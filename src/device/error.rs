@@ -51,6 +51,11 @@ impl DeviceError {
         matches!(self, DeviceError::TimedOut { .. })
     }
 
+    /// Did the device refuse it because this host was shut out?
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, DeviceError::Fenced { .. })
+    }
+
     /// Did the device run out of room below what it promised?
     pub fn is_full(&self) -> bool {
         matches!(self, DeviceError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))

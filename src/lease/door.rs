@@ -4,112 +4,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::counts::{CLASSES, CommandCounts, Counters, IoClass};
+use super::forgetful::{Change, Flushing, Gate, MOST_RESETS};
 use super::{EndCause, Lease, Timing};
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing};
 use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Condvar, Instant, Mutex};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo};
 
-/// What a command is for; counted apart, because some cost per second and others per operation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoClass {
-    /// Own beats and reading those of others.
-    Beat,
-    /// Doorbells and request blocks looked at or written by the demand thread.
-    Demand,
-    /// Lock blocks.
-    Lock,
-    /// The doorbell and request traffic of a wait: hints, which a device may forget.
-    Wish,
-    Journal,
-    /// Metadata blocks in place.
-    Metadata,
-    Data,
-    /// Mounting and leaving.
-    Setup,
-    /// The last word of a host that withdraws: a swap of its own slot, the one change that passes after the
-    /// end of the lease. It compares with the host's last beat, so it changes nothing once somebody else did.
-    Farewell,
-}
-
-const CLASSES: usize = 9;
-
-/// Commands issued through a door, by class.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CommandCounts {
-    pub reads: u64,
-    pub writes: u64,
-    /// Compare-and-writes, whatever their outcome.
-    pub swaps: u64,
-    pub flushes: u64,
-    pub bytes_read: u64,
-    pub bytes_written: u64,
-}
-
-impl CommandCounts {
-    /// All commands.
-    pub fn commands(&self) -> u64 {
-        self.reads + self.writes + self.swaps + self.flushes
-    }
-
-    /// What was added since `earlier`.
-    pub fn since(&self, earlier: &CommandCounts) -> CommandCounts {
-        CommandCounts {
-            reads: self.reads - earlier.reads,
-            writes: self.writes - earlier.writes,
-            swaps: self.swaps - earlier.swaps,
-            flushes: self.flushes - earlier.flushes,
-            bytes_read: self.bytes_read - earlier.bytes_read,
-            bytes_written: self.bytes_written - earlier.bytes_written,
-        }
-    }
-
-    /// The sum of two counts.
-    pub fn plus(&self, other: &CommandCounts) -> CommandCounts {
-        CommandCounts {
-            reads: self.reads + other.reads,
-            writes: self.writes + other.writes,
-            swaps: self.swaps + other.swaps,
-            flushes: self.flushes + other.flushes,
-            bytes_read: self.bytes_read + other.bytes_read,
-            bytes_written: self.bytes_written + other.bytes_written,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Counters {
-    reads: AtomicU64,
-    writes: AtomicU64,
-    swaps: AtomicU64,
-    flushes: AtomicU64,
-    bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
-}
-
 /// A wait for a command to be gone ends with the lease; it looks this often.
 const HOLD_CHECK: Duration = Duration::from_millis(200);
 
 /// The device behind the lease. See the module header of [`super`].
 pub struct Door {
-    device: Arc<dyn BlockDevice>,
+    pub(super) device: Arc<dyn BlockDevice>,
     lease: Arc<Lease>,
     geometry: DeviceGeometry,
-    counters: [Counters; CLASSES],
+    pub(super) counters: [Counters; CLASSES],
     /// Data writes that ended, and how many of them a flush has covered.
-    data_written: AtomicU64,
-    data_flushed: AtomicU64,
-    /// Changes that ended and must outlive a power cut, how many of them a flush has covered, and under which
-    /// count of resets.
-    changed: AtomicU64,
-    covered: Mutex<Covered>,
-    known_resets: AtomicU64,
+    pub(super) data_written: AtomicU64,
+    pub(super) data_flushed: AtomicU64,
+    /// What a device with a volatile cache may forget, and must not.
+    pub(super) gate: Mutex<Gate>,
+    pub(super) gate_free: Condvar,
     /// Signs of a reset that the device itself did not count.
     noticed_resets: AtomicU64,
-    flushing: Mutex<Flushing>,
-    flushed: Condvar,
+    pub(super) flushing: Mutex<Flushing>,
+    pub(super) flushed: Condvar,
     /// Plain changes on their way, and until when one that timed out may still come.
-    changing: AtomicU64,
+    pub(super) changing: AtomicU64,
     may_come_until: Mutex<Option<Instant>>,
     /// Answered commands of at most a block, from issue to answer.
     small_read_time: Timing,
@@ -118,10 +41,10 @@ pub struct Door {
 }
 
 /// A plain change from before its lease check until its answer.
-struct Changing<'a>(&'a AtomicU64);
+pub(super) struct Changing<'a>(&'a AtomicU64);
 
 impl<'a> Changing<'a> {
-    fn begin(count: &'a AtomicU64) -> Self {
+    pub(super) fn begin(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Changing(count)
     }
@@ -131,23 +54,6 @@ impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-#[derive(Default)]
-struct Covered {
-    changed: u64,
-    resets: u64,
-}
-
-/// Flushes are shared: who needs one waits for the next that begins after it asked.
-#[derive(Default)]
-struct Flushing {
-    running: bool,
-    begun: u64,
-    /// Number of the last flush that failed, and of the last that ended at all.
-    failed: u64,
-    ended: u64,
-    error: Option<DeviceError>,
 }
 
 /// Runs a command; if it was answered, `timing` gets to know how long that took.
@@ -172,9 +78,8 @@ impl Door {
             counters: Default::default(),
             data_written: AtomicU64::new(0),
             data_flushed: AtomicU64::new(0),
-            changed: AtomicU64::new(0),
-            covered: Mutex::new(Covered { changed: 0, resets: device.resets() }),
-            known_resets: AtomicU64::new(device.resets()),
+            gate: Mutex::new(Gate::new(device.resets())),
+            gate_free: Condvar::new(),
             noticed_resets: AtomicU64::new(0),
             flushing: Mutex::new(Flushing::default()),
             flushed: Condvar::new(),
@@ -220,7 +125,12 @@ impl Door {
         &self.lease
     }
 
-    fn check(&self, op: &'static str, offset_bytes: u64, executed: Executed) -> Result<(), DeviceError> {
+    pub(super) fn check(
+        &self,
+        op: &'static str,
+        offset_bytes: u64,
+        executed: Executed,
+    ) -> Result<(), DeviceError> {
         if self.lease.allows() {
             return Ok(());
         }
@@ -235,20 +145,23 @@ impl Door {
         counters.reads.fetch_add(1, Ordering::Relaxed);
         counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         let small = buf.len() <= BLOCK_BYTES;
-        timed(|| self.device.read(at.offset_bytes(), buf), small.then_some(&self.small_read_time))?;
-        if class == IoClass::Farewell {
-            return Ok(());
+        loop {
+            timed(|| self.device.read(at.offset_bytes(), buf), small.then_some(&self.small_read_time))?;
+            if class == IoClass::Farewell {
+                return Ok(());
+            }
+            self.check("read", at.offset_bytes(), Executed::Maybe)?;
+            if !self.read_too_early(class)? {
+                return Ok(());
+            }
         }
-        self.check("read", at.offset_bytes(), Executed::Maybe)
     }
 
     pub fn write(&self, class: IoClass, at: BlockNo, data: &[u8]) -> Result<(), DeviceError> {
-        let counters = &self.counters[class as usize];
         let _changing = Changing::begin(&self.changing);
         self.check("write", at.offset_bytes(), Executed::No)?;
-        counters.writes.fetch_add(1, Ordering::Relaxed);
-        counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let written = self.until_known(class, "write", at, || {
+        self.counted_write(class, data.len());
+        let written = self.until_known(class, "write", at, Change::Bytes(data), || {
             let change = || self.device.write(at.offset_bytes(), data);
             timed(change, (data.len() <= BLOCK_BYTES).then_some(&self.small_write_time))
         });
@@ -256,7 +169,14 @@ impl Door {
             self.data_written.fetch_add(1, Ordering::AcqRel);
         }
         written?;
+        self.keep_few(class)?;
         self.check("write", at.offset_bytes(), Executed::Maybe)
+    }
+
+    pub(super) fn counted_write(&self, class: IoClass, len_bytes: usize) {
+        let counters = &self.counters[class as usize];
+        counters.writes.fetch_add(1, Ordering::Relaxed);
+        counters.bytes_written.fetch_add(len_bytes as u64, Ordering::Relaxed);
     }
 
     /// A plain change whose answer never came may still execute, over what another host writes there once it has
@@ -268,40 +188,50 @@ impl Door {
         class: IoClass,
         op: &'static str,
         at: BlockNo,
+        content: Change<'_>,
         mut change: impl FnMut() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
+        let mut rounds = 0;
         loop {
-            let issued = Instant::now();
-            self.look_for_reset()?;
-            let resets = self.resets();
+            rounds += 1;
+            let entered = self.enter(class)?;
+            let (issued, resets) = (Instant::now(), self.resets());
             let outcome = change();
-            self.ended(class);
+            if let (Some(entered), Ok(())) = (&entered, &outcome) {
+                entered.ended(at, content);
+            }
+            drop(entered);
             match outcome {
-                // Executed before the reset or after it: nobody knows. Once more, and it is known.
-                Ok(()) if self.geometry.volatile_cache && self.resets() != resets => {
-                    self.check(op, at.offset_bytes(), Executed::Maybe)?;
-                }
                 Err(e) if e.may_come_later() && is_planted(Bug::LateWriteNotAwaited) => return Ok(()),
                 Err(DeviceError::Fenced { .. }) if is_planted(Bug::ConflictIgnored) => return Ok(()),
-                Err(e) if e.may_come_later() => {
-                    log::warn!("{e}; it is made again once it can't come any more");
-                    let gone = issued + self.geometry.hold_time;
-                    {
-                        let mut until = self.may_come_until.lock();
-                        *until = (*until).max(Some(gone));
-                    }
-                    while self.lease.allows() && Instant::now() < gone {
-                        rt::sleep(HOLD_CHECK.min(gone.saturating_duration_since(Instant::now())));
-                    }
-                    self.check(op, at.offset_bytes(), Executed::Maybe)?;
+                Err(e) if e.may_come_later() => self.wait_until_gone(&e, issued),
+                Err(e) if e.is_fenced() || rounds > MOST_RESETS => {
+                    self.notice(&e);
+                    return Err(e);
                 }
-                known => return known.inspect_err(|e| self.notice(e)),
+                // Executed before the reset or after it, or not at all: nobody knows. Once more, and it is known.
+                Ok(()) | Err(_) if self.geometry.volatile_cache && self.resets() != resets => {}
+                known => return known,
             }
+            self.check(op, at.offset_bytes(), Executed::Maybe)?;
+        }
+    }
+
+    /// Waits until a command issued then can't be executed any more, or the lease ends.
+    pub(super) fn wait_until_gone(&self, error: &DeviceError, issued: Instant) {
+        log::warn!("{error}; it is made again once it can't come any more");
+        let gone = issued + self.geometry.hold_time;
+        {
+            let mut until = self.may_come_until.lock();
+            *until = (*until).max(Some(gone));
+        }
+        while self.lease.allows() && Instant::now() < gone {
+            rt::sleep(HOLD_CHECK.min(gone.saturating_duration_since(Instant::now())));
         }
     }
 
     /// Who was shut out of the device is dead to the others.
-    fn notice(&self, error: &DeviceError) {
+    pub(super) fn notice(&self, error: &DeviceError) {
         if matches!(error, DeviceError::Fenced { .. }) {
             self.lease.end(EndCause::ShutOut, "another host fenced this one at the device");
         }
@@ -328,8 +258,8 @@ impl Door {
             return self.device.compare_and_write(at.offset_bytes(), expected, new);
         }
         self.check("compare-and-write", at.offset_bytes(), Executed::No)?;
+        self.before_swap(class, at)?;
         counters.swaps.fetch_add(1, Ordering::Relaxed);
-        self.look_for_reset()?;
         let resets = self.resets();
         let swap = || self.device.compare_and_write(at.offset_bytes(), expected, new);
         let outcome = timed(swap, Some(&self.compare_and_write_time)).inspect_err(|e| {
@@ -347,85 +277,6 @@ impl Door {
         Ok(outcome)
     }
 
-    /// Whatever was answered before this call survives a power cut once it returns. Costs nothing on a
-    /// device without a volatile cache. Callers at the same time share one flush that began after each asked.
-    pub fn flush(&self, class: IoClass) -> Result<(), DeviceError> {
-        if !self.geometry.volatile_cache {
-            return self.check("flush", 0, Executed::No);
-        }
-        let mut state = self.flushing.lock();
-        let mine = state.begun + 1;
-        while state.ended < mine {
-            if state.running {
-                state = self.flushed.wait(state);
-                continue;
-            }
-            state.running = true;
-            state.begun += 1;
-            let number = state.begun;
-            drop(state);
-            let data_written = self.data_written.load(Ordering::Acquire);
-            let outcome = self.check("flush", 0, Executed::No).and_then(|()| {
-                self.counters[class as usize].flushes.fetch_add(1, Ordering::Relaxed);
-                let changed = self.changed.load(Ordering::Acquire);
-                self.device.flush()?;
-                self.look_for_reset()?;
-                let mut covered = self.covered.lock();
-                covered.changed = covered.changed.max(changed);
-                drop(covered);
-                self.check("flush", 0, Executed::Maybe)
-            });
-            state = self.flushing.lock();
-            state.running = false;
-            state.ended = number;
-            match outcome {
-                Ok(()) => {
-                    self.data_flushed.fetch_max(data_written, Ordering::AcqRel);
-                }
-                Err(e) => {
-                    state.failed = number;
-                    state.error = Some(e);
-                }
-            }
-            self.flushed.notify_all();
-        }
-        // A later flush that went well proves nothing about writes that a failed one was to cover.
-        match &state.error {
-            Some(e) if state.failed >= mine => Err(e.clone()),
-            _ => Ok(()),
-        }
-    }
-
-    /// A change ended that a power cut must not take back, unless it is a hint or a beat.
-    fn ended(&self, class: IoClass) {
-        if !matches!(class, IoClass::Beat | IoClass::Demand | IoClass::Wish) {
-            self.changed.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// To be called before each change and after each flush: a reset takes back changes that no flush had covered.
-    /// If there were any, this host can't say what the disk holds of what it did.
-    fn look_for_reset(&self) -> Result<(), DeviceError> {
-        let resets = self.resets();
-        if !self.geometry.volatile_cache || resets == self.known_resets.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        if is_planted(Bug::ResetsNotCounted) {
-            return Ok(());
-        }
-        let mut covered = self.covered.lock();
-        if resets != covered.resets {
-            covered.resets = resets;
-            self.known_resets.store(resets, Ordering::Release);
-            if self.changed.load(Ordering::Acquire) > covered.changed {
-                let reason = "the device was reset and may have forgotten changes that no flush had covered";
-                self.lease.withdraw(reason);
-                return Err(DeviceError::io("flush", 0, Executed::Maybe, std::io::Error::other(reason)));
-            }
-        }
-        Ok(())
-    }
-
     /// Was file data written that no flush has covered yet? A commit that exposes it must not reach the
     /// medium before it.
     pub fn has_unflushed_data(&self) -> bool {
@@ -437,15 +288,18 @@ impl Door {
         let _changing = Changing::begin(&self.changing);
         self.check("discard", at.offset_bytes(), Executed::No)?;
         let len_bytes = blocks * BLOCK_BYTES_U64;
-        self.until_known(IoClass::Data, "discard", at, || self.device.discard(at.offset_bytes(), len_bytes))
+        let content = Change::Discard(blocks);
+        self.until_known(IoClass::Data, "discard", at, content, || {
+            self.device.discard(at.offset_bytes(), len_bytes)
+        })
     }
 
     pub fn write_zeroes(&self, class: IoClass, at: BlockNo, blocks: u64) -> Result<(), DeviceError> {
         let _changing = Changing::begin(&self.changing);
         self.check("write zeroes", at.offset_bytes(), Executed::No)?;
-        self.counters[class as usize].writes.fetch_add(1, Ordering::Relaxed);
+        self.counted_write(class, 0);
         let len_bytes = blocks * BLOCK_BYTES_U64;
-        self.until_known(class, "write zeroes", at, || {
+        self.until_known(class, "write zeroes", at, Change::Zeroes(blocks), || {
             self.device.write_zeroes(at.offset_bytes(), len_bytes)
         })?;
         self.check("write zeroes", at.offset_bytes(), Executed::Maybe)

@@ -31,6 +31,8 @@ pub enum Bug {
     ChangeCounterNotRaised,
     /// A host's own tenure that a power cut brought back is given away as if nothing had changed in it.
     ReturnedTenureNotCounted,
+    /// After a reset, reads go on before what may have been forgotten is written again.
+    ReadBeforeRewrite,
     /// What a dead host held is taken without recovery.
     DeadSteppedOver,
     /// A lock is taken exclusively while others share it.
@@ -139,7 +141,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 55] = [
+    pub const ALL: [Bug; 56] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -148,6 +150,7 @@ impl Bug {
         Bug::TornCommitBelieved,
         Bug::ChangeCounterNotRaised,
         Bug::ReturnedTenureNotCounted,
+        Bug::ReadBeforeRewrite,
         Bug::DeadSteppedOver,
         Bug::SharersNotAsked,
         Bug::CacheKept,

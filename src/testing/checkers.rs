@@ -21,7 +21,7 @@ mod lease;
 mod locks;
 mod writes;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ pub(super) struct HostState {
 #[derive(Default)]
 pub(super) struct Notes {
     pub hosts: BTreeMap<HostTag, HostState>,
-    /// Locks born since the observation began; all others follow from the geometry.
-    pub born: BTreeSet<BlockNo>,
+    /// Locks born since the observation began, as they were born; all others follow from the geometry.
+    pub born: BTreeMap<BlockNo, Nonce>,
     pub nonces: HashSet<[u8; 16]>,
     /// Locks that a recoverer swapped, as nobody has since: it may replay under them.
     pub pinned: BTreeMap<BlockNo, (Owner, Nonce)>,
@@ -130,7 +130,7 @@ impl Judge {
         if at == g.superblock() || g.superblock_copies().contains(&at) {
             return Place::Superblock;
         }
-        if at == g.volume_lock() || at == g.rename_lock() || notes.born.contains(&at) {
+        if at == g.volume_lock() || at == g.rename_lock() || notes.born.contains_key(&at) {
             return Place::Lock;
         }
         if let Some(slot) = slot_of(g.slot(Slot(0)), 1) {

@@ -231,6 +231,7 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::NoSwapBeforeReplay | Bug::RecovererWithoutIncarnation => (old_images, "old images", 4),
         Bug::ChangeCounterNotRaised | Bug::DeadSteppedOver => (old_images, "old images", 4),
         Bug::ReturnedTenureNotCounted => (forgotten_grant, "forgotten grant", 8),
+        Bug::ReadBeforeRewrite => (power::read_after_a_reset, "read after a reset", 4),
         Bug::PublishedUnflushed => (recoverer, "recoverer", 4),
         Bug::TornCommitBelieved => (points, "points", 4),
         Bug::CommitUnflushed | Bug::TailMovesUnflushed => (points, "points", 4),

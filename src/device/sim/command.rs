@@ -93,6 +93,8 @@ pub struct Executed<'a> {
     pub again: bool,
     /// The host was killed between issue and execution.
     pub issuer_killed: bool,
+    /// It failed, and a change may have been made in part.
+    pub failed: bool,
 }
 
 /// Larger discards and zeroings are observed without their bytes.

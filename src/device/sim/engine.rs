@@ -177,6 +177,7 @@ impl Inner {
                 executed: sim::now().unwrap_or_default(),
                 again,
                 issuer_killed: outcome.issuer_killed,
+                failed: outcome.result.is_err(),
             });
         }
         outcome.result

@@ -22,6 +22,17 @@ impl Judge {
             // Perhaps torn; in any case of a host that can't commit it any more: it stays free space.
             return;
         }
+        if c.failed && birth {
+            // Perhaps torn; it will be made once more, and until then nobody can know of it.
+            for (number, after) in blocks.zip(c.after.chunks(BLOCK_BYTES)) {
+                let at = BlockNo(number);
+                let is_lock = LockRecord::decode(after, self.volume, at).is_ok();
+                if is_lock && !notes.born.contains_key(&at) {
+                    self.judge_birth(notes, c, me, at, after);
+                }
+            }
+            return;
+        }
         for number in blocks {
             let at = BlockNo(number);
             let place = self.place(notes, at);
@@ -31,11 +42,8 @@ impl Judge {
             let from = (number * BLOCK_BYTES_U64).saturating_sub(c.offset_bytes) as usize;
             let after = c.after.get(from..from + BLOCK_BYTES);
             if place == Place::Lock
-                && notes.born.contains(&at)
-                && after == c.before.get(from..from + BLOCK_BYTES)
+                && self.is_birth_again(notes, at, c.before.get(from..from + BLOCK_BYTES), after)
             {
-                // A birth whose answer was lost, made once more: nobody can know the lock yet, and nobody has
-                // changed it.
                 continue;
             }
             match place {
@@ -132,7 +140,23 @@ impl Judge {
             );
             by_dead && !self.is_group(*lock)
         };
-        notes.born.retain(|lock| !uncommitted(lock));
+        notes.born.retain(|lock, _| !uncommitted(lock));
+    }
+
+    /// A birth whose answer was lost, or which the LUN forgot before a flush, made once more: the same image, and nobody has
+    /// changed the lock.
+    fn is_birth_again(
+        &self,
+        notes: &Notes,
+        at: BlockNo,
+        before: Option<&[u8]>,
+        after: Option<&[u8]>,
+    ) -> bool {
+        let Some(birth) = notes.born.get(&at) else { return false };
+        let nonce = |block: Option<&[u8]>| {
+            block.and_then(|block| LockRecord::decode(block, self.volume, at).ok()).map(|record| record.nonce)
+        };
+        nonce(after) == Some(*birth) && nonce(before).is_none_or(|found| found == *birth)
     }
 
     /// Does the map on the LUN say that the lock's group exists?
@@ -147,7 +171,7 @@ impl Judge {
     }
 
     fn group_body(&self, notes: &Notes, at: BlockNo) -> bool {
-        at.0.checked_sub(GROUP_INODES).is_some_and(|lock| notes.born.contains(&BlockNo(lock)))
+        at.0.checked_sub(GROUP_INODES).is_some_and(|lock| notes.born.contains_key(&BlockNo(lock)))
     }
 
     /// A lock written plainly: it must be born there, of a group under the cluster's exclusive lock.
@@ -171,6 +195,6 @@ impl Judge {
             "check 1: {who} ({me}) gives birth at {at}, but the lock of cluster {cluster} says {under:?}"
         );
         self.fresh_nonce(notes, at, record.nonce);
-        notes.born.insert(at);
+        notes.born.insert(at, record.nonce);
     }
 }
