@@ -109,3 +109,53 @@ fn a_target_that_is_away_for_longer_than_the_lease() {
     append(&path, "again\n").expect("appends");
     cluster.unmount(0);
 }
+
+/// The target loses power again and again, and with it what its cache held of files that nobody made durable. Both hosts write
+/// it again and go on.
+#[test]
+fn a_target_that_forgets_costs_nothing() {
+    if !can_mount() || !lunfs::device::iscsi::AVAILABLE {
+        return;
+    }
+    let mut cluster = Cluster::with_profile("normal", Backing::Iscsi(512), 4, "1G");
+    let lun = cluster.target().luns()[0];
+    cluster.target().change_personality(lun, |p| p.volatile_cache = true).expect("a cache");
+    cluster.mount();
+    cluster.mount();
+    let content = |host: usize, n: usize| vec![(host * 100 + n) as u8 + 1; 10_000 + n * 999];
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let lost = std::thread::scope(|scope| {
+        let (target, stop) = (cluster.target(), &stop);
+        let power = scope.spawn(move || {
+            let (mut seed, mut lost) = (0, 0);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(700));
+                seed += 1;
+                lost += target.lose_power(seed).expect("loses power").went_back;
+            }
+            lost
+        });
+        cluster.each(|host, dir| {
+            for n in 0..60 {
+                std::fs::write(dir.join(format!("{host}-{n}")), content(host, n)).expect("writes");
+                // What it wrote a while ago, now on a device that may have forgotten it.
+                let old = n / 2;
+                let read = std::fs::read(dir.join(format!("{host}-{old}"))).expect("reads");
+                assert!(read == content(host, old), "host {host} reads something else in its file {old}");
+                std::thread::sleep(Duration::from_millis(60));
+            }
+        });
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        power.join().expect("no panic")
+    });
+    eprintln!("{lost} logical blocks were forgotten");
+    assert!(lost > 0);
+    cluster.each(|host, dir| {
+        for n in 0..60 {
+            let other = 1 - host;
+            let read = std::fs::read(dir.join(format!("{other}-{n}"))).expect("reads");
+            assert!(read == content(other, n), "host {host} reads something else in file {n} of the other");
+        }
+    });
+    cluster.end();
+}
