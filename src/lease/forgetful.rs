@@ -282,6 +282,8 @@ impl Door {
                     self.gate.lock().unflushed.flushed(mark);
                     return self.check("flush", 0, Executed::Maybe);
                 }
+                // Whenever it executes, it takes nothing back; the next one proves what this one didn't.
+                Err(e) if e.may_come_later() => self.check("flush", 0, Executed::Maybe)?,
                 Err(e) if proves || e.is_fenced() || rounds > MOST_RESETS => return Err(e),
                 _ => self.check("flush", 0, Executed::Maybe)?,
             }

@@ -64,8 +64,8 @@ pub(super) struct HostState {
 #[derive(Default)]
 pub(super) struct Notes {
     pub hosts: BTreeMap<HostTag, HostState>,
-    /// Locks born since the observation began, as they were born; all others follow from the geometry.
-    pub born: BTreeMap<BlockNo, Nonce>,
+    /// Locks born since the observation began, by whom and as what; all others follow from the geometry.
+    pub born: BTreeMap<BlockNo, (Owner, Nonce)>,
     pub nonces: HashSet<[u8; 16]>,
     /// Locks that a recoverer swapped, as nobody has since: it may replay under them.
     pub pinned: BTreeMap<BlockNo, (Owner, Nonce)>,

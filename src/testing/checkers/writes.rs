@@ -7,7 +7,7 @@ use crate::device::sim::Executed;
 use crate::layout::cluster::ClusterMap;
 use crate::layout::geometry::{CHUNKS_PER_MAP, GROUP_BLOCKS, GROUP_INODES};
 use crate::layout::lock::{LockMode, LockRecord};
-use crate::layout::{Magic, header_of};
+use crate::layout::{Magic, Nonce, header_of};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo, Owner, Slot};
 
 const METADATA: [Magic; 4] = [Magic::ClusterHeader, Magic::ClusterMap, Magic::Inode, Magic::TreeNode];
@@ -24,8 +24,13 @@ impl Judge {
         }
         if c.failed && birth {
             // Perhaps torn; it will be made once more, and until then nobody can know of it.
-            for (number, after) in blocks.zip(c.after.chunks(BLOCK_BYTES)) {
+            for ((number, after), before) in
+                blocks.zip(c.after.chunks(BLOCK_BYTES)).zip(c.before.chunks(BLOCK_BYTES))
+            {
                 let at = BlockNo(number);
+                if self.was_abandoned(notes, at, Some(before)) {
+                    notes.born.remove(&at);
+                }
                 let is_lock = LockRecord::decode(after, self.volume, at).is_ok();
                 if is_lock && !notes.born.contains_key(&at) {
                     self.judge_birth(notes, c, me, at, after);
@@ -46,6 +51,10 @@ impl Judge {
             {
                 continue;
             }
+            if place == Place::Lock && self.was_abandoned(notes, at, c.before.get(from..from + BLOCK_BYTES)) {
+                notes.born.remove(&at);
+            }
+            let place = self.place(notes, at);
             match place {
                 Place::Superblock | Place::Lock | Place::Slot(_) | Place::Doorbell(_) | Place::Nothing => {
                     panic!("check 1: {who} ({me}) changes {at} by a plain {}; it is {place:?}", c.kind.name())
@@ -134,13 +143,12 @@ impl Judge {
 
     /// A life ended: groups that it gave birth to and did not live to commit lie in free space again.
     pub(super) fn forget_births(&self, notes: &mut Notes, dead: Slot) {
-        let uncommitted = |lock: &BlockNo| {
-            let by_dead = self.lock_on_lun(*lock).is_some_and(
-                |r| matches!(r.mode, LockMode::Exclusive { owner, .. } if owner.slot == dead && r.swap_counter == 1),
-            );
-            by_dead && !self.is_group(*lock)
-        };
-        notes.born.retain(|lock, _| !uncommitted(lock));
+        // As it was born, or forgotten by the LUN before a flush.
+        let untouched =
+            |lock: &BlockNo, birth: &Nonce| self.lock_on_lun(*lock).is_none_or(|r| r.nonce == *birth);
+        notes.born.retain(|lock, (owner, birth)| {
+            !(owner.slot == dead && untouched(lock, birth) && !self.is_group(*lock))
+        });
     }
 
     /// A birth whose answer was lost, or which the LUN forgot before a flush, made once more: the same image, and nobody has
@@ -152,11 +160,19 @@ impl Judge {
         before: Option<&[u8]>,
         after: Option<&[u8]>,
     ) -> bool {
-        let Some(birth) = notes.born.get(&at) else { return false };
+        let Some((_, birth)) = notes.born.get(&at) else { return false };
         let nonce = |block: Option<&[u8]>| {
             block.and_then(|block| LockRecord::decode(block, self.volume, at).ok()).map(|record| record.nonce)
         };
         nonce(after) == Some(*birth) && nonce(before).is_none_or(|found| found == *birth)
+    }
+
+    /// A birth that came to nothing lies in free space: the map never said that there is a group, so nobody can know the
+    /// lock, and nobody has changed it.
+    fn was_abandoned(&self, notes: &Notes, at: BlockNo, before: Option<&[u8]>) -> bool {
+        let Some((_, birth)) = notes.born.get(&at) else { return false };
+        let found = before.and_then(|block| LockRecord::decode(block, self.volume, at).ok());
+        found.is_none_or(|record| record.nonce == *birth) && !self.is_group(at)
     }
 
     /// Does the map on the LUN say that the lock's group exists?
@@ -195,6 +211,6 @@ impl Judge {
             "check 1: {who} ({me}) gives birth at {at}, but the lock of cluster {cluster} says {under:?}"
         );
         self.fresh_nonce(notes, at, record.nonce);
-        notes.born.insert(at, record.nonce);
+        notes.born.insert(at, (me, record.nonce));
     }
 }
