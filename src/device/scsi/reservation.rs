@@ -6,8 +6,11 @@
 //!   target only knows PREEMPT, what it had already taken in is waited for ([`PREEMPT_SETTLES`]).
 //! * "Is this path still registered?" is asked by registering the same key again: the target refuses that with a
 //!   conflict on a path that isn't, and changes nothing on one that is. It needs no list and no identity.
+//! * Whether registrations survive the target's own power loss (APTPL) is what the last REGISTER of anybody said (SPC-4
+//!   5.13.5): so every one of ours says it, also the one that only asks and the one that leaves.
 //! * Nothing here registers by itself: a host that lost its registration was fenced, or can't tell.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::cdb::{Cdb, PrIn, PrOut, WRITE_EXCLUSIVE_ALL_REGISTRANTS, pr_out_parameters};
@@ -118,6 +121,7 @@ impl Unit {
     pub fn join_path(&self, path: &dyn Transport, key: u64, limits: Limits) -> Result<(), Problem> {
         match self.out(path, PrOut::RegisterAndIgnore, 0, key, true, limits) {
             Err(Problem::Unsupported | Problem::Failed { executed: Executed::No, .. }) => {
+                self.forgets_registrations.store(true, Ordering::Relaxed);
                 self.out(path, PrOut::RegisterAndIgnore, 0, key, false, limits)
             }
             other => other,
@@ -143,7 +147,8 @@ impl Unit {
 
     /// Takes the registration of this path back. With the last one the reservation goes, too.
     pub fn unregister_path(&self, path: &dyn Transport, key: u64, limits: Limits) -> Result<(), Problem> {
-        match self.out(path, PrOut::Register, key, 0, false, limits) {
+        let persist = !self.forgets_registrations.load(Ordering::Relaxed);
+        match self.out(path, PrOut::Register, key, 0, persist, limits) {
             // It is gone already.
             Err(Problem::Conflict) => Ok(()),
             other => other,
@@ -154,7 +159,8 @@ impl Unit {
     pub fn confirm_registration(&self, path: &dyn Transport, limits: Limits) -> Result<(), Problem> {
         let Some(key) = self.key() else { return Ok(()) };
         // Not `perform`: a unit attention would lead here again.
-        let list = pr_out_parameters(key.value(), key.value(), false);
+        let persist = !self.forgets_registrations.load(Ordering::Relaxed);
+        let list = pr_out_parameters(key.value(), key.value(), persist);
         let cdb = Cdb::persistent_reserve_out(PrOut::Register, 0);
         for _ in 0..8 {
             use super::verdict::Verdict;
@@ -183,6 +189,17 @@ impl Unit {
         let preempted = self.preempt(path, visitor, victim.value(), limits);
         let left = self.unregister_path(path, visitor, limits);
         preempted.and(left)
+    }
+
+    /// Shuts out every key but `own`, under which this path is registered. How many were there?
+    pub fn fence_others(&self, path: &dyn Transport, own: u64, limits: Limits) -> Result<usize, Problem> {
+        // Before its own registration nobody can preempt who holds the reservation.
+        let mut others = self.read_keys(path, limits)?.keys;
+        others.retain(|key| *key != own);
+        others.sort_unstable();
+        others.dedup();
+        others.iter().try_for_each(|victim| self.preempt(path, own, *victim, limits))?;
+        Ok(others.len())
     }
 
     fn preempt(&self, path: &dyn Transport, own: u64, victim: u64, limits: Limits) -> Result<(), Problem> {

@@ -93,6 +93,8 @@ pub struct Unit {
     fenced: AtomicBool,
     /// The key this host changes the device under, once registered.
     key: Mutex<Option<FencingKey>>,
+    /// The target refuses to keep registrations over a power loss of its own (APTPL).
+    pub(super) forgets_registrations: AtomicBool,
     /// The target said that its capacity changed.
     capacity_changed: AtomicBool,
 }
