@@ -82,6 +82,11 @@ pub trait BlockDevice: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The name that the unit itself gives, the same on every host and path (SPC-4 7.8.6); `None`: it has none.
+    fn unit_name(&self) -> Option<String> {
+        None
+    }
+
     /// Reservations, where the device has them or something that keeps their promise.
     fn fencing(&self) -> Option<&dyn Fencing> {
         None

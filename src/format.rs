@@ -33,7 +33,7 @@ use crate::durations::Profile;
 use crate::inspect::Volume;
 use crate::inspect::superblock::looks_like_lunfs;
 use crate::layout::geometry::{Geometry, GeometryError};
-use crate::layout::superblock::{LABEL_BYTES, Superblock};
+use crate::layout::superblock::{COMPAT_UNIT, CheckedUnit, LABEL_BYTES, Superblock};
 use crate::layout::zero_block;
 use crate::rt::{Instant, random_u64, wall_clock};
 use crate::tree::TreeError;
@@ -53,6 +53,8 @@ pub struct FormatOptions {
     pub root_owner: (u32, u32),
     /// Exactly this geometry instead of one planned from size and slots: for tests.
     pub geometry: Option<Geometry>,
+    /// What is known of the unit.
+    pub unit: CheckedUnit,
     /// The volume that is overwritten, as [`preflight`] saw it.
     pub previous: Option<preflight::Previous>,
 }
@@ -116,11 +118,12 @@ pub fn plan(device_bytes: u64, options: &FormatOptions) -> Result<Superblock, Fo
         volume: VolumeId(volume),
         label: options.label.clone(),
         geometry,
-        features: [0; 3],
+        features: [if options.unit == CheckedUnit::default() { 0 } else { COMPAT_UNIT }, 0, 0],
         durations: options.profile.durations(),
         hash_seed: random_bytes(),
         created_secs: u64::try_from(wall_clock().0).unwrap_or(0),
         generation: 1,
+        unit: options.unit.clone(),
     })
 }
 

@@ -12,7 +12,7 @@ mod keeper;
 mod stats;
 mod steward;
 
-pub use fencing::FencingMode;
+pub use fencing::{FencingMode, HostOpenError, open_as_host};
 pub use identity::{is_process_gone, local_identity};
 pub use stats::{
     CausesByKind, CommandsByClass, JournalStats, LatencyStats, LockCounts, SwapCounts, VolumeStats,

@@ -50,6 +50,9 @@ mod names;
 mod processes;
 #[path = "multi_host/races.rs"]
 mod races;
+#[cfg(feature = "iscsi")]
+#[path = "multi_host/reservations.rs"]
+mod reservations;
 #[path = "multi_host/rules.rs"]
 mod rules;
 #[path = "multi_host/scrub.rs"]

@@ -124,7 +124,7 @@ fn check(args: &Args) -> Result<(About, Report), String> {
     report.properties = scratch.all(ROUNDS);
     if args.with_reservations {
         report.reservations =
-            fences(&open, at).unwrap_or_else(|why| vec![Property::of("reservations", Err(why))]);
+            fences(&open, at, ROUNDS).unwrap_or_else(|why| vec![Property::of("reservations", Err(why))]);
     } else {
         report.reservations = vec![Property::not_asked("reservations", "see --with-reservations")];
     }

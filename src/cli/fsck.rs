@@ -19,7 +19,7 @@ use crate::format::in_use::{InUse, in_use};
 use crate::fsck::finding::Finding;
 use crate::fsck::repair::{Allow, Repaired, repair};
 use crate::fsck::{self, FsckError, Observer, Progress};
-use crate::volume::local_identity;
+use crate::volume::{FencingMode, HostOpenError, local_identity, open_as_host};
 
 /// Nothing is wrong.
 const EXIT_CLEAN: u8 = 0;
@@ -74,6 +74,8 @@ enum Failure {
     InUse { device: String, use_: InUse },
     #[error("{0}")]
     Open(#[from] OpenError),
+    #[error("{0}")]
+    OpenAsHost(#[from] HostOpenError),
     #[error("'{device}': {error}")]
     Fsck { device: String, error: FsckError },
     #[error("catching signals: {0}")]
@@ -121,7 +123,11 @@ fn examine(args: &Args) -> Result<u8, Failure> {
         exclusive: true,
         ..OpenOptions::default()
     };
-    let dev = open_device(&args.device, options)?;
+    // Who repairs writes, so it is a host as any other; who only looks needs no leave.
+    let dev = match allow {
+        None => open_device(&args.device, options)?,
+        Some(_) => open_as_host(&args.device, options, FencingMode::Auto)?,
+    };
     let mut screen = Screen::new(args.json, cancelled);
     let result = match allow {
         None => fsck::examine(dev, &mut screen).map(|report| Repaired { report, ..Repaired::default() }),

@@ -9,10 +9,13 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::device::check::{Report, SCRATCH_BYTES, Scratch, Verdict};
+use crate::device::check::{
+    AFTER_A_CONFLICT, Finding, Property, Report, SCRATCH_BYTES, Scratch, Verdict, fences, known_to_suffer,
+};
 use crate::device::open::{OpenOptions, open_device, shown};
 use crate::device::{BlockDevice, DeviceError, OpenError, iscsi};
 use crate::durations::Profile;
@@ -20,10 +23,13 @@ use crate::format::in_use::{InUse, in_use};
 use crate::format::preflight::{PreflightError, Previous, Watching, preflight};
 use crate::format::{self, FormatError, FormatOptions, FormatReport};
 use crate::inspect::table::{bytes, span_ms};
-use crate::layout::superblock::Superblock;
+use crate::layout::superblock::{CheckedUnit, Superblock};
+use crate::rt::wall_clock;
 
 /// Increments of each racer before a volume is made.
 const RACE_ROUNDS: u64 = 100;
+/// The same once reservations have been tried: what they break is found by racing alone.
+const ROUNDS_AFTER_CONFLICT: u64 = 500;
 
 /// Shown at the end of the help.
 pub const EXIT_STATUS: &str = "Exit status: 0 the volume was made (with --dry-run: could be made), 1 refused \
@@ -51,6 +57,9 @@ pub struct Args {
     /// for a full dead time, and never overwritten while a host's heartbeat moves.
     #[arg(short = 'f', long)]
     pub force: bool,
+    /// Shall hosts that mount stop the dead by the device's reservations? auto: where trying shows that they work.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub reservations: Reservations,
     /// Check everything and print what would be made; write nothing.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -60,6 +69,17 @@ pub struct Args {
     /// Logical block of a file, 512 or 4096, as if it were a disk with such blocks.
     #[arg(long, value_parser = logical_block, hide = true)]
     pub logical_block: Option<u32>,
+}
+
+/// Shall hosts use the device's reservations?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Reservations {
+    /// Where trying shows that they work.
+    Auto,
+    /// Or no volume is made.
+    Required,
+    /// Don't even try.
+    Off,
 }
 
 /// A number of bytes as people type it.
@@ -80,6 +100,10 @@ enum MkfsError {
     Missing { device: String },
     #[error("'{device}' can't carry a volume: {why}")]
     Unfit { device: String, why: String },
+    #[error("'{device}' has no reservations that can be trusted: {why}")]
+    NoReservations { device: String, why: String },
+    #[error("'{device}': what other hosts left of reservations can't be removed: {why}")]
+    Reserved { device: String, why: String },
     #[error("'{device}': {error}")]
     Scratch { device: String, error: DeviceError },
     #[error("'{device}': {error}")]
@@ -142,7 +166,7 @@ fn make(args: &Args) -> Result<(), MkfsError> {
             open(args, Some(wanted_bytes))?
         }
     };
-    prove(args, &dev, planned.geometry.size_bytes())?;
+    options.unit = prove(args, &dev, planned.geometry.size_bytes())?;
     let report = format::format(&*dev, &options).map_err(failed)?;
     if !args.quiet {
         print_volume(&device, &report.superblock, Some(&report));
@@ -174,36 +198,108 @@ fn look(spec: &str) -> Result<Found, MkfsError> {
     }
 }
 
-fn open(args: &Args, create_size: Option<u64>) -> Result<std::sync::Arc<dyn BlockDevice>, MkfsError> {
+fn open(args: &Args, create_size: Option<u64>) -> Result<Arc<dyn BlockDevice>, MkfsError> {
+    open_as(args, create_size, false)
+}
+
+fn open_as(
+    args: &Args,
+    create_size: Option<u64>,
+    reservations: bool,
+) -> Result<Arc<dyn BlockDevice>, MkfsError> {
     let options = OpenOptions {
         read_only: args.dry_run,
         logical_block_bytes: args.logical_block,
         create_size,
         exclusive: true,
+        reservations,
         ..OpenOptions::default()
     };
     Ok(open_device(&args.device, options)?)
 }
 
+/// Hosts of an earlier volume that died without leaving are still registered: nobody else could write, and they could,
+/// should they wake up.
+fn shut_out_the_past(args: &Args) -> Result<(), MkfsError> {
+    let failed = |why: String| MkfsError::Reserved { device: shown(&args.device), why };
+    let visitor = open_as(args, None, true)?;
+    let Some(fencing) = visitor.fencing() else { return Ok(()) };
+    match fencing.fence_all_others() {
+        Ok(0) => Ok(()),
+        Ok(hosts) => {
+            eprintln!(
+                "mkfs.lunfs: {hosts} registrations that hosts had left on '{}' were removed",
+                shown(&args.device)
+            );
+            Ok(())
+        }
+        Err(e) => Err(failed(e.to_string())),
+    }
+}
+
 /// Finds out by doing whether the device keeps what a volume is built on; see `device::check`. What is written to is
 /// about to be formatted, and is put back.
-fn prove(args: &Args, dev: &std::sync::Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<(), MkfsError> {
+fn prove(args: &Args, dev: &Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<CheckedUnit, MkfsError> {
     let device = shown(&args.device);
+    let unit = CheckedUnit { name: dev.unit_name().unwrap_or_default(), ..CheckedUnit::default() };
     // Inside the volume: what lies behind it is not ours.
-    let Some(at) = volume_bytes.checked_sub(SCRATCH_BYTES) else { return Ok(()) };
+    let Some(at) = volume_bytes.checked_sub(SCRATCH_BYTES) else { return Ok(unit) };
     let mut handles = vec![dev.clone()];
     if iscsi::Target::is_meant(&args.device) {
+        shut_out_the_past(args)?;
         // A file was opened for us alone; on a LUN two sessions must race.
         handles.push(open(args, None)?);
     }
     let failed = |error| MkfsError::Scratch { device: device.clone(), error };
     let scratch = Scratch::take(&handles, at).map_err(failed)?;
-    let report = Report { properties: scratch.all(RACE_ROUNDS), ..Report::default() };
-    scratch.restore().map_err(failed)?;
-    match report.verdict() {
-        Verdict::DoNotUse(why) => Err(MkfsError::Unfit { device, why }),
-        _ => Ok(()),
+    let mut report = Report { properties: scratch.all(RACE_ROUNDS), ..Report::default() };
+    if let Verdict::DoNotUse(why) = report.verdict() {
+        scratch.restore().map_err(failed)?;
+        return Err(MkfsError::Unfit { device, why });
     }
+    if iscsi::Target::is_meant(&args.device) && args.reservations != Reservations::Off {
+        let open = |reservations| open_as(args, None, reservations).map_err(|e| e.to_string());
+        report.reservations = match known_to_suffer(&**dev) {
+            Some(why) => vec![Property::of("reservations", Err(why.into()))],
+            None => fences(&open, at, ROUNDS_AFTER_CONFLICT)
+                .unwrap_or_else(|why| vec![Property::of("reservations", Err(why))]),
+        };
+    }
+    let spoilt = |p: &&Property| p.name == AFTER_A_CONFLICT && p.finding == Finding::Bad;
+    if let Some(spoilt) = report.reservations.iter().find(spoilt) {
+        // Whatever is made on it now loses data.
+        let why = format!(
+            "{}: {}; restart the target before anybody uses the unit, then give --reservations off",
+            spoilt.name, spoilt.words
+        );
+        return Err(MkfsError::Unfit { device, why });
+    }
+    scratch.restore().map_err(failed)?;
+    let verdict = report.verdict();
+    match (&verdict, args.reservations) {
+        (Verdict::Good, _) => {}
+        (_, Reservations::Required) => {
+            let why = match iscsi::Target::is_meant(&args.device) {
+                true => verdict.to_string(),
+                false => {
+                    "it is a file or a loop device, where each mount's fencing= says what is done".into()
+                }
+            };
+            return Err(MkfsError::NoReservations { device, why });
+        }
+        _ => {}
+    }
+    if unit.name.is_empty() {
+        // A file; nothing that could be told apart from another one.
+        return Ok(unit);
+    }
+    let proved = verdict == Verdict::Good;
+    Ok(CheckedUnit {
+        checked_secs: u64::try_from(wall_clock().0).unwrap_or(0),
+        proved_reservations: proved,
+        reservations: proved,
+        ..unit
+    })
 }
 
 fn check(args: &Args, dev: &dyn BlockDevice) -> Result<Option<Previous>, MkfsError> {
@@ -251,6 +347,10 @@ fn print_volume(device: &str, superblock: &Superblock, report: Option<&FormatRep
             span_ms(d.dead_ms.into())
         ),
     );
+    if let (Some(_), false) = (report, superblock.unit.name.is_empty()) {
+        let how = if superblock.unit.reservations { "with reservations" } else { "without reservations" };
+        line("unit", format!("{}, {how}", superblock.unit.name));
+    }
     if let Some(report) = report {
         line(
             "written",

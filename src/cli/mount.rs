@@ -25,7 +25,7 @@ use super::stats_socket::{self, Source};
 use super::{EXIT_SYSTEM, Failure, control_service, ending, guard, logging};
 use crate::control;
 use crate::device::check;
-use crate::device::open::{OpenOptions, open_device, shown};
+use crate::device::open::{OpenOptions, shown};
 use crate::fs::api::{KernelCaches, Operations};
 use crate::fsck::Observer;
 use crate::fuse::mounting::MountSettings;
@@ -34,7 +34,7 @@ use crate::fuse::{EndReason, Session, SessionOptions, mountinfo};
 use crate::lease::EndCause;
 use crate::scrub::{self, ScrubError};
 use crate::testing::memfs_control::MemVolume;
-use crate::volume::{self, FencingMode, Volume, VolumeStats};
+use crate::volume::{self, Volume, VolumeStats};
 
 /// Memory for clean metadata unless `cache_mib` says otherwise.
 const DEFAULT_CACHE_MIB: u32 = 64;
@@ -182,12 +182,10 @@ fn open_volume(
     let how = OpenOptions {
         logical_block_bytes: request.options.logical_block,
         host: Some(host.uuid),
-        // A LUN's reservations only where they are insisted on: nothing on the volume says yet that its
-        // compare-and-write bears them.
-        reservations: request.options.fencing == FencingMode::Required,
         ..Default::default()
     };
-    let opened = open_device(spec, how).map_err(|e| Failure::mount(e.to_string()))?;
+    let opened = volume::open_as_host(spec, how, request.options.fencing)
+        .map_err(|e| Failure::mount(e.to_string()))?;
     // The superblock is no lock: nobody swaps it, and this leaves it as it is.
     check::harmless(&*opened, 0).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
     let choices = volume::MountOptions {

@@ -13,6 +13,8 @@
 //! ```text
 //! volume    id, label, size_bytes, usable_bytes, used_bytes, free_bytes, inodes (in use beyond those of
 //!           mkfs), slots, clusters, cluster_bytes, journal_bytes, created_secs, generation, features [3],
+//!           unit {name, checked_secs, verdict (not checked, good, good without reservations), reservations (hosts
+//!           mount with them)},
 //!           beat_ms, lease_ms, dead_ms, superblock_block, superblock_problem (null: the primary was used)
 //! watched_ms  how long the slots were watched
 //! hosts[]   one per slot that was ever claimed: slot, host, host_uuid, incarnation, state (free live left
@@ -45,6 +47,7 @@ use crate::inspect::table::{Table, bytes, span_ms};
 use crate::inspect::watch::{Verdict, WatchedSlot, wall_ns};
 use crate::inspect::{InspectError, Volume};
 use crate::layout::slot::SlotState;
+use crate::layout::superblock::CheckedUnit;
 use crate::types::BLOCK_BYTES_U64;
 
 /// Show a volume, its hosts and who waits for whom; of mounts on this machine also how compare-and-writes went.
@@ -89,11 +92,33 @@ struct VolumeReport {
     created_secs: u64,
     generation: u64,
     features: [u64; 3],
+    unit: UnitReport,
     beat_ms: u32,
     lease_ms: u32,
     dead_ms: u32,
     superblock_block: u64,
     superblock_problem: Option<String>,
+}
+
+/// What mkfs found out of the unit.
+#[derive(Serialize)]
+struct UnitReport {
+    name: String,
+    checked_secs: u64,
+    verdict: &'static str,
+    reservations: bool,
+}
+
+impl UnitReport {
+    fn of(unit: &CheckedUnit) -> UnitReport {
+        let verdict = match (unit.checked_secs, unit.proved_reservations) {
+            (0, _) => "not checked",
+            (_, true) => "good",
+            (_, false) => "good without reservations",
+        };
+        let CheckedUnit { name, checked_secs, reservations, .. } = unit.clone();
+        UnitReport { name, checked_secs, verdict, reservations }
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -173,6 +198,7 @@ fn volume_report(volume: &Volume<'_>, slots: &[WatchedSlot]) -> VolumeReport {
         created_secs: sb.created_secs,
         generation: sb.generation,
         features: sb.features,
+        unit: UnitReport::of(&sb.unit),
         beat_ms: sb.durations.beat_ms,
         lease_ms: sb.durations.lease_ms,
         dead_ms: sb.durations.dead_ms,
@@ -235,6 +261,14 @@ fn text(device: &str, report: &Report) -> String {
         span_ms(v.lease_ms.into()),
         span_ms(v.dead_ms.into()),
     );
+    if !v.unit.name.is_empty() {
+        let how = if v.unit.reservations { "with" } else { "without" };
+        out.push_str(&format!(
+            "  unit   {}: {} when the volume was made; hosts mount {how} reservations\n",
+            printable(&v.unit.name),
+            v.unit.verdict
+        ));
+    }
     let moving = report.hosts.iter().filter(|h| h.verdict == Some(Verdict::Moving)).count();
     let watched = span_ms(report.watched_ms);
     if report.hosts.is_empty() {

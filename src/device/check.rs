@@ -21,7 +21,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use report::{Finding, Property, Report, Verdict};
-pub use reserved::fences;
+pub use reserved::{AFTER_A_CONFLICT, fences, known_to_suffer};
 
 use super::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError};
 use crate::rt::{self, Instant, random_u64};

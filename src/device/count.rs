@@ -145,6 +145,10 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Counting<D> {
         self.inner.resets()
     }
 
+    fn unit_name(&self) -> Option<String> {
+        self.inner.unit_name()
+    }
+
     fn fencing(&self) -> Option<&dyn Fencing> {
         self.inner.fencing()
     }

@@ -48,6 +48,12 @@ pub trait Fencing: Send + Sync {
     /// nothing: the host may be fenced, or not.
     fn fence(&self, key: FencingKey) -> Result<(), DeviceError>;
 
+    /// Shuts out everybody else, whoever that is: what an earlier volume's hosts left on a unit that nobody uses. How many
+    /// were there?
+    fn fence_all_others(&self) -> Result<usize, DeviceError> {
+        Ok(0)
+    }
+
     /// The handle's key is given back, on a clean leave: nothing is issued under it any more.
     fn unregister(&self) -> Result<(), DeviceError>;
 }

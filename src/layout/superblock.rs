@@ -9,12 +9,34 @@ use super::slot::Durations;
 use super::{Block, FORMAT_VERSION, Header, LayoutError, Magic, checksum, header_of, seal};
 use crate::types::{BLOCK_BYTES, BlockNo, VolumeId};
 
+/// Compat: the superblock says what is known of the unit. A program that doesn't know it mounts without reservations, and
+/// is refused by a unit whose hosts use them.
+pub const COMPAT_UNIT: u64 = 1;
 /// Feature bits that this program knows: compat, ro-compat, incompat.
-pub const KNOWN_FEATURES: [u64; 3] = [0, 0, 0];
+pub const KNOWN_FEATURES: [u64; 3] = [COMPAT_UNIT, 0, 0];
 /// Longest label, in bytes.
 pub const LABEL_BYTES: usize = 64;
 /// The protocol of locks, heartbeats and demand that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest name of a unit that is kept, in bytes.
+pub const UNIT_NAME_BYTES: usize = 64;
+
+/// What mkfs found out of the unit that carries the volume (`device::check`).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckedUnit {
+    /// The unit's own name (VPD 83h); empty where it has none.
+    pub name: String,
+    /// When it was checked, seconds since 1970; 0: never.
+    pub checked_secs: u64,
+    /// Everything that was asked about reservations was good.
+    pub proved_reservations: bool,
+    /// All hosts mount with reservations. Else none does.
+    pub reservations: bool,
+}
+
+const PROVED: u8 = 1;
+const USED: u8 = 2;
 
 /// A superblock that passed every check.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +52,8 @@ pub struct Superblock {
     pub created_secs: u64,
     /// Raised by every change of the superblock; the newest valid copy counts.
     pub generation: u64,
+    /// Only with [`COMPAT_UNIT`].
+    pub unit: CheckedUnit,
 }
 
 /// Why a volume can't be used. One sentence each, for an administrator.
@@ -69,9 +93,27 @@ struct SuperblockDisk {
     /*090*/ generation: U64,
     /*098*/ hash_seed: [u8; 16],
     /*0a8*/ label: [u8; LABEL_BYTES],
-    /*0e8*/ reserved: [u8; BLOCK_BYTES - 0xe8],
+    /*0e8*/ unit_checked_secs: U64,
+    /*0f0*/ unit_flags: u8,
+    /*0f1*/ reserved2: [u8; 7],
+    /*0f8*/ unit_name: [u8; UNIT_NAME_BYTES],
+    /*138*/ reserved: [u8; BLOCK_BYTES - 0x138],
 }
 const _: () = assert!(size_of::<SuperblockDisk>() == BLOCK_BYTES);
+
+/// As much of `text` as fits, whole characters only.
+fn put_text(place: &mut [u8], text: &str) {
+    let mut len = text.len().min(place.len());
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    place[..len].copy_from_slice(&text.as_bytes()[..len]);
+}
+
+fn text(place: &[u8]) -> String {
+    let len = place.iter().position(|b| *b == 0).unwrap_or(place.len());
+    String::from_utf8_lossy(&place[..len]).into_owned()
+}
 
 impl Superblock {
     /// The copy that belongs at block `at`, sealed.
@@ -89,11 +131,11 @@ impl Superblock {
         disk.created_secs = U64::new(self.created_secs);
         disk.generation = U64::new(self.generation);
         disk.hash_seed = self.hash_seed;
-        let mut len = self.label.len().min(LABEL_BYTES);
-        while !self.label.is_char_boundary(len) {
-            len -= 1;
-        }
-        disk.label[..len].copy_from_slice(&self.label.as_bytes()[..len]);
+        put_text(&mut disk.label, &self.label);
+        put_text(&mut disk.unit_name, &self.unit.name);
+        disk.unit_checked_secs = U64::new(self.unit.checked_secs);
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        disk.unit_flags = flag(self.unit.proved_reservations, PROVED) | flag(self.unit.reservations, USED);
         block.copy_from_slice(disk.as_bytes());
         seal(&mut block[..]);
     }
@@ -145,16 +187,27 @@ impl Superblock {
             let value = durations.lease_ms.into();
             return Err(LayoutError::Field { what, at, field: "lease_ms", value }.into());
         }
-        let label_len = disk.label.iter().position(|b| *b == 0).unwrap_or(LABEL_BYTES);
+        let has_unit = features[0] & COMPAT_UNIT != 0;
+        if has_unit && disk.unit_flags & !(PROVED | USED) != 0 {
+            let value = disk.unit_flags.into();
+            return Err(LayoutError::Field { what, at, field: "unit_flags", value }.into());
+        }
+        let unit = CheckedUnit {
+            name: text(&disk.unit_name),
+            checked_secs: disk.unit_checked_secs.get(),
+            proved_reservations: disk.unit_flags & PROVED != 0,
+            reservations: disk.unit_flags & USED != 0,
+        };
         Ok(Superblock {
             volume: VolumeId(header.volume),
-            label: String::from_utf8_lossy(&disk.label[..label_len]).into_owned(),
+            label: text(&disk.label),
             geometry,
             features,
             durations,
             hash_seed: disk.hash_seed,
             created_secs: disk.created_secs.get(),
             generation: disk.generation.get(),
+            unit: if has_unit { unit } else { CheckedUnit::default() },
         })
     }
 
@@ -179,11 +232,17 @@ mod tests {
             volume: VolumeId([9; 16]),
             label: "datastore1".into(),
             geometry: Geometry::tiny(4),
-            features: [0; 3],
+            features: [COMPAT_UNIT, 0, 0],
             durations: Durations { beat_ms: 1000, lease_ms: 8000, dead_ms: 16000, hold_ms: 0 },
             hash_seed: [4; 16],
             created_secs: 1_700_000_000,
             generation: 1,
+            unit: CheckedUnit {
+                name: "naa.600140512345678".into(),
+                checked_secs: 1_700_000_001,
+                proved_reservations: true,
+                reservations: false,
+            },
         }
     }
 

@@ -167,6 +167,18 @@ impl Cluster {
         slots: u16,
         size: &str,
     ) -> Cluster {
+        Self::made_with(temp, profile, backing, slots, size, &[])
+    }
+
+    /// With more arguments for mkfs.
+    pub fn made_with(
+        temp: tempfile::TempDir,
+        profile: &str,
+        backing: Backing,
+        slots: u16,
+        size: &str,
+        more: &[&str],
+    ) -> Cluster {
         std::fs::create_dir(temp.path().join("run")).expect("a new directory");
         let hosts = Vec::new();
         let mut cluster = Cluster {
@@ -200,7 +212,7 @@ impl Cluster {
         if let Backing::File(bytes) = backing {
             mkfs.args(["--size", size, "--logical-block", &bytes.to_string()]);
         }
-        let made = mkfs.arg(device).output().expect("mkfs runs");
+        let made = mkfs.args(more).arg(device).output().expect("mkfs runs");
         assert!(made.status.success(), "{made:?}");
         cluster
     }

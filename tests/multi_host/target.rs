@@ -11,10 +11,21 @@ fn cluster(profile: &str) -> Option<Cluster> {
     if !can_mount() || !lunfs::device::iscsi::AVAILABLE {
         return None;
     }
-    let mut cluster = Cluster::with_profile(profile, Backing::Iscsi(512), 4, "1G");
+    // This target forgets its registrations when it ends, unlike an array: with them every restart would be a fence.
+    let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir().expect("a directory");
+    let more = ["--reservations", "off"];
+    let mut cluster = Cluster::made_with(temp, profile, Backing::Iscsi(512), 4, "1G", &more);
     cluster.mount();
     cluster.mount();
     Some(cluster)
+}
+
+struct StopAtEnd<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// Appends a line and makes it durable.
@@ -126,6 +137,8 @@ fn a_target_that_forgets_costs_nothing() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let lost = std::thread::scope(|scope| {
         let (target, stop) = (cluster.target(), &stop);
+        // Also when a writer fails: the scope waits for everybody.
+        let ended = StopAtEnd(stop);
         let power = scope.spawn(move || {
             let (mut seed, mut lost) = (0, 0);
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -145,7 +158,7 @@ fn a_target_that_forgets_costs_nothing() {
                 std::thread::sleep(Duration::from_millis(60));
             }
         });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(ended);
         power.join().expect("no panic")
     });
     eprintln!("{lost} logical blocks were forgotten");

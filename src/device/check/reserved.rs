@@ -9,8 +9,17 @@ use crate::device::{BlockDevice, DeviceError, Fencing, FencingKey};
 use crate::rt::random_u64;
 use crate::types::{Incarnation, Owner, Slot};
 
-/// Increments of each racer after the conflicts.
-const ROUNDS_AFTER: u64 = 1000;
+/// What is asked last: conflicts and unit attentions have met compare-and-writes by then. Where it is bad the device must not
+/// be used at all until it has been restarted, and never with reservations.
+pub const AFTER_A_CONFLICT: &str = "compare-and-writes after a conflict";
+
+/// Is the device known to lose data by the mere trial? Why, then; it is not to be tried where somebody relies on it.
+pub fn known_to_suffer(device: &dyn BlockDevice) -> Option<&'static str> {
+    let lio = device.about().iter().any(|(name, value)| *name == "vendor" && value == "LIO-ORG");
+    lio.then_some(
+        "it is a Linux kernel target (LIO), whose compare-and-write is not exclusive any more after a reservation conflict",
+    )
+}
 
 /// Opens the device once more, as another host would; true: with its reservations.
 pub type Open<'a> = &'a dyn Fn(bool) -> Result<Arc<dyn BlockDevice>, String>;
@@ -21,8 +30,8 @@ fn key(host: u16) -> FencingKey {
 }
 
 /// Reserves the device, fences hosts, and looks what they can still do. Nobody else may use it. Ends without any
-/// registration of its own.
-pub fn fences(open: Open<'_>, scratch_at: u64) -> Result<Vec<Property>, String> {
+/// registration of its own. `rounds`: increments of each racer after the conflicts.
+pub fn fences(open: Open<'_>, scratch_at: u64, rounds: u64) -> Result<Vec<Property>, String> {
     let survivor = open(true)?;
     let Some(fencing) = survivor.fencing() else {
         return Ok(vec![Property::of("reservations", Err("the device has none".into()))]);
@@ -60,8 +69,8 @@ pub fn fences(open: Open<'_>, scratch_at: u64) -> Result<Vec<Property>, String> 
     let handles = [open(false)?, open(false)?, open(false)?, open(false)?];
     let raced = Scratch::take(&handles, scratch_at)
         .map_err(|e| e.to_string())
-        .and_then(|scratch| scratch.race(ROUNDS_AFTER));
-    found.push(Property::of("compare-and-writes after a conflict", raced));
+        .and_then(|scratch| scratch.race(rounds));
+    found.push(Property::of(AFTER_A_CONFLICT, raced));
     Ok(found)
 }
 

@@ -433,6 +433,10 @@ impl BlockDevice for IscsiDevice {
         self.unit.resets() - self.resets_at_open
     }
 
+    fn unit_name(&self) -> Option<String> {
+        Some(self.description.name()).filter(|name| !name.is_empty())
+    }
+
     fn about(&self) -> Vec<(&'static str, String)> {
         let (d, standard) = (&self.description, &self.description.standard);
         let or_none = |n: Option<u32>| n.map_or("not said".to_owned(), |n| format!("{n} blocks"));

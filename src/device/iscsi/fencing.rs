@@ -41,7 +41,11 @@ impl IscsiFencing {
     }
 
     /// Asks on one session until there is an answer; what is asked can be asked twice.
-    fn on(&self, index: usize, ask: impl Fn(&Unit, On<'_>) -> Result<(), Problem>) -> Result<(), Problem> {
+    fn on(
+        &self,
+        index: usize,
+        mut ask: impl FnMut(&Unit, On<'_>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
         let session = &self.sessions[index % self.sessions.len()];
         let until = Instant::now() + timing::ADMIN * 2;
         let mut after = 0;
@@ -100,6 +104,17 @@ impl Fencing for IscsiFencing {
     fn fence(&self, key: FencingKey) -> Result<(), DeviceError> {
         self.on(0, |unit, (path, limits)| unit.fence_key(path, key, limits))
             .map_err(error("preempt and abort"))
+    }
+
+    fn fence_all_others(&self) -> Result<usize, DeviceError> {
+        let own = self.unit.key().map_or(self.visitor, FencingKey::value);
+        let mut fenced = 0;
+        self.on(0, |unit, (path, limits)| {
+            fenced = unit.fence_others(path, own, limits)?;
+            Ok(())
+        })
+        .map_err(error("preempt and abort"))?;
+        Ok(fenced)
     }
 
     fn unregister(&self) -> Result<(), DeviceError> {
