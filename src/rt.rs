@@ -21,4 +21,7 @@ pub use clock::{Instant, sleep, wall_clock};
 pub use random::random_u64;
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use sync::{Condvar, Mutex, MutexGuard};
-pub use thread::{HostTag, JoinHandle, catch_panic, current_host, spawn, spawn_urgent, try_spawn, yield_now};
+pub use thread::{
+    HostTag, JoinHandle, catch_panic, current_host, spawn, spawn_urgent, try_spawn, try_spawn_urgent,
+    yield_now,
+};

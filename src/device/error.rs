@@ -26,6 +26,10 @@ pub enum DeviceError {
     /// No answer in time; the command may still be executed.
     #[error("{op} at byte {offset_bytes}: no answer within {waited_ms} ms")]
     TimedOut { op: &'static str, offset_bytes: u64, waited_ms: u64 },
+    /// Perhaps executed, wholly or in part, and not on its way any more: a plain change can be made again by who still
+    /// may, and is known then.
+    #[error("{op} at byte {offset_bytes}: {why}; perhaps executed")]
+    Interrupted { op: &'static str, offset_bytes: u64, why: String },
     /// Offset or length is not a multiple of the logical block, or lies beyond the end.
     #[error("{op} at byte {offset_bytes}, {len_bytes} bytes: not aligned or outside the device")]
     BadRange { op: &'static str, offset_bytes: u64, len_bytes: u64 },
@@ -56,6 +60,11 @@ impl DeviceError {
         matches!(self, DeviceError::Fenced { .. })
     }
 
+    /// May a plain change be made again now, by who still may?
+    pub fn is_to_be_made_again(&self) -> bool {
+        matches!(self, DeviceError::Interrupted { .. })
+    }
+
     /// Did the device run out of room below what it promised?
     pub fn is_full(&self) -> bool {
         matches!(self, DeviceError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
@@ -65,7 +74,7 @@ impl DeviceError {
     pub fn executed(&self) -> Executed {
         match self {
             DeviceError::Io { executed, .. } | DeviceError::LeaseEnded { executed, .. } => *executed,
-            DeviceError::TimedOut { .. } => Executed::Maybe,
+            DeviceError::TimedOut { .. } | DeviceError::Interrupted { .. } => Executed::Maybe,
             DeviceError::BadRange { .. } | DeviceError::Fenced { .. } | DeviceError::Unsupported { .. } => {
                 Executed::No
             }

@@ -12,6 +12,8 @@ use crate::rt::planted::{Bug, is_planted};
 use crate::rt::{self, Condvar, Instant, Mutex};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, BlockNo};
 
+/// Before a change whose path failed is made again.
+const AGAIN_PAUSE: Duration = Duration::from_millis(50);
 /// A wait for a command to be gone ends with the lease; it looks this often.
 const HOLD_CHECK: Duration = Duration::from_millis(200);
 
@@ -67,6 +69,12 @@ fn timed<T>(
         timing.record(issued.elapsed());
     }
     answer
+}
+
+/// After a change that can't come any more ([`DeviceError::Interrupted`]).
+pub(super) fn make_again_soon(error: &DeviceError) {
+    log::warn!("{error}; it is made again");
+    rt::sleep(AGAIN_PAUSE);
 }
 
 impl Door {
@@ -205,6 +213,11 @@ impl Door {
                 Err(e) if e.may_come_later() && is_planted(Bug::LateWriteNotAwaited) => return Ok(()),
                 Err(DeviceError::Fenced { .. }) if is_planted(Bug::ConflictIgnored) => return Ok(()),
                 Err(e) if e.may_come_later() => self.wait_until_gone(&e, issued),
+                // The path failed in the middle, and another may serve: at once, while the lease is whole.
+                Err(e) if e.is_to_be_made_again() => {
+                    rounds = 0;
+                    make_again_soon(&e);
+                }
                 Err(e) if e.is_fenced() || rounds > MOST_RESETS => {
                     self.notice(&e);
                     return Err(e);

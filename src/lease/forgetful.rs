@@ -13,7 +13,7 @@
 use std::sync::atomic::Ordering;
 
 use super::counts::IoClass;
-use super::door::{Changing, Door};
+use super::door::{Changing, Door, make_again_soon};
 use super::unflushed::{Rewrite, Unflushed};
 use crate::device::{DeviceError, Executed};
 use crate::rt::planted::{Bug, is_planted};
@@ -210,6 +210,10 @@ impl Door {
             let (issued, resets) = (crate::rt::Instant::now(), self.resets());
             match change() {
                 Err(e) if e.may_come_later() => self.wait_until_gone(&e, issued),
+                Err(e) if e.is_to_be_made_again() => {
+                    rounds = 0;
+                    make_again_soon(&e);
+                }
                 Err(e) if self.resets() == resets || e.is_fenced() || rounds > MOST_RESETS => {
                     self.notice(&e);
                     return Err(e);

@@ -101,12 +101,29 @@ where
     T: Send + 'static,
 {
     spawn(name, move || {
-        if !hooks::is_simulated() {
-            // Linux keeps a priority for each thread, and 0 is the one that asks (sched(7)).
-            let _ = rustix::process::setpriority_process(None, -20);
-        }
+        hurry();
         f()
     })
+}
+
+/// Like [`spawn_urgent`], but a refusal by the system is an answer.
+#[track_caller]
+pub fn try_spawn_urgent<T, F>(name: &str, f: F) -> std::io::Result<JoinHandle<T>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    try_spawn(name, move || {
+        hurry();
+        f()
+    })
+}
+
+fn hurry() {
+    if !hooks::is_simulated() {
+        // Linux keeps a priority for each thread, and 0 is the one that asks (sched(7)).
+        let _ = rustix::process::setpriority_process(None, -20);
+    }
 }
 
 /// Like [`spawn`], but a refusal by the system is an answer.

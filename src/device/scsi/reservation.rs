@@ -158,18 +158,24 @@ impl Unit {
     /// Is this path still registered under our key, if we have one? If not this host is fenced.
     pub fn confirm_registration(&self, path: &dyn Transport, limits: Limits) -> Result<(), Problem> {
         let Some(key) = self.key() else { return Ok(()) };
+        if self.is_registered(path, key.value(), limits)? {
+            return Ok(());
+        }
+        self.latch_fenced("the target does not know its registration any more");
+        Err(Problem::Fenced)
+    }
+
+    /// Is this path registered under `key`? Concludes nothing.
+    pub fn is_registered(&self, path: &dyn Transport, key: u64, limits: Limits) -> Result<bool, Problem> {
+        use super::verdict::Verdict;
         // Not `perform`: a unit attention would lead here again.
         let persist = !self.forgets_registrations.load(Ordering::Relaxed);
-        let list = pr_out_parameters(key.value(), key.value(), persist);
+        let list = pr_out_parameters(key, key, persist);
         let cdb = Cdb::persistent_reserve_out(PrOut::Register, 0);
         for _ in 0..8 {
-            use super::verdict::Verdict;
             match Verdict::of(&path.execute(&cdb, Data::Out(&[&list]), limits)) {
-                Verdict::Done => return Ok(()),
-                Verdict::Conflict => {
-                    self.latch_fenced("the target does not know its registration any more");
-                    return Err(Problem::Fenced);
-                }
+                Verdict::Done => return Ok(true),
+                Verdict::Conflict => return Ok(false),
                 Verdict::Attention(_) => {}
                 Verdict::Busy(_) => sleep(Duration::from_millis(5)),
                 other => return Err(Problem::Passing(format!("looking at the registration: {other:?}"))),

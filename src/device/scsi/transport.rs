@@ -82,6 +82,9 @@ pub enum TransportError {
     /// is usable, so it comes no later than that.
     #[error("the path broke: {0}")]
     Broken(String),
+    /// The path failed, and nothing says that the next one comes after what was sent over it: it can be executed later.
+    #[error("lost: {0}")]
+    Lost(String),
     /// No answer by the deadline, on a path that may still work: it can be executed later.
     #[error("no answer in time")]
     TimedOut,

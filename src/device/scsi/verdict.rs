@@ -55,7 +55,9 @@ impl Verdict {
         match outcome {
             Ok(reply) => Self::of_reply(reply),
             Err(TransportError::NotSent(why)) => Verdict::NotSent(why.clone()),
-            Err(error @ TransportError::TimedOut) => Verdict::Unknown { why: error.to_string(), later: true },
+            Err(error @ (TransportError::TimedOut | TransportError::Lost(_))) => {
+                Verdict::Unknown { why: error.to_string(), later: true }
+            }
             Err(error) => Verdict::Unknown { why: error.to_string(), later: false },
         }
     }
