@@ -12,6 +12,7 @@ mod error;
 mod fencing;
 pub mod file;
 pub mod iscsi;
+pub mod kernel;
 pub mod open;
 mod open_error;
 pub mod probe;
@@ -85,6 +86,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// The name that the unit itself gives, the same on every host and path (SPC-4 7.8.6); `None`: it has none.
     fn unit_name(&self) -> Option<String> {
         None
+    }
+
+    /// Is each handle a party of its own to the device's reservations, or is that the machine, whatever is opened?
+    fn own_nexus(&self) -> bool {
+        true
     }
 
     /// Reservations, where the device has them or something that keeps their promise.

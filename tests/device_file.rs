@@ -292,7 +292,7 @@ fn other_block_devices_are_refused() {
             continue;
         }
         let err = refused(&node, OpenOptions { read_only: true, ..OpenOptions::default() });
-        assert!(matches!(err, OpenError::NotEmulated { .. } | OpenError::NoScsiBackend { .. }), "{err}");
+        assert!(matches!(err, OpenError::NotEmulated { .. } | OpenError::Kernel { .. }), "{err}");
         let id = device_identity(node.to_str().unwrap()).unwrap();
         assert!(id.same_node(&id) && id.node.is_some());
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::{FileDevice, FileOptions, identify, is_loop_device};
+use super::kernel::{self, KernelDevice, KernelOptions, Linux};
 use super::{BlockDevice, OpenError, iscsi};
 
 /// How to open a device.
@@ -38,6 +39,9 @@ pub fn open_device(spec: &str, options: OpenOptions) -> Result<Arc<dyn BlockDevi
     if iscsi::Target::is_meant(spec) {
         return open_iscsi(spec, &options);
     }
+    if kernel::is_meant(&Linux::default(), Path::new(spec)) {
+        return open_kernel(spec, &options);
+    }
     let defaults = FileOptions::default();
     let options = FileOptions {
         read_only: options.read_only,
@@ -47,6 +51,30 @@ pub fn open_device(spec: &str, options: OpenOptions) -> Result<Arc<dyn BlockDevi
         swap_deadline: options.swap_deadline.unwrap_or(defaults.swap_deadline),
     };
     Ok(Arc::new(FileDevice::open(Path::new(spec), &options)?))
+}
+
+fn open_kernel(spec: &str, options: &OpenOptions) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    if options.create_size.is_some() {
+        return Err(OpenError::FixedSize { spec: spec.into() });
+    }
+    let known = std::env::var(kernel::HOLD_OVERRIDE).ok();
+    let hold_time = match known.as_deref().map(str::parse) {
+        None => None,
+        Some(Ok(seconds)) => Some(Duration::from_secs(seconds)),
+        Some(Err(_)) => {
+            let why = format!("{} is a number of seconds", kernel::HOLD_OVERRIDE);
+            return Err(OpenError::Kernel { spec: spec.into(), why });
+        }
+    };
+    let options = KernelOptions {
+        read_only: options.read_only,
+        logical_block_bytes: options.logical_block_bytes,
+        mount: options.host.is_some(),
+        exclusive: options.exclusive,
+        reservations: options.reservations,
+        hold_time,
+    };
+    Ok(Arc::new(KernelDevice::open(Arc::new(Linux::default()), spec, &options)?))
 }
 
 #[cfg(all(feature = "iscsi", libiscsi))]

@@ -12,8 +12,8 @@ pub enum OpenError {
     Io { spec: String, what: &'static str, source: io::Error },
     #[error("'{spec}' is neither a regular file nor a block device")]
     WrongKind { spec: String },
-    #[error("'{spec}' names a SCSI disk, and this build has no SCSI backend yet")]
-    NoScsiBackend { spec: String },
+    #[error("'{spec}': {why}")]
+    Kernel { spec: String, why: String },
     #[error(
         "'{spec}' names an iSCSI target, and this program was built without iSCSI (libiscsi was not found)"
     )]

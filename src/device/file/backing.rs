@@ -237,21 +237,13 @@ fn decode_kernel_dev(encoded: u64) -> u64 {
     makedev(major_number, minor_number)
 }
 
+/// SCSI disks and what maps them are the `scsi` backend's, which says what it refuses; here is what is left.
 fn refuse_block_device(spec: &str, rdev: u64) -> OpenError {
     let spec = spec.to_string();
-    let dir = sysfs(rdev);
-    // A SCSI disk's device is driven by `sd`; its partitions hang below it.
-    let is_scsi = |dir: &std::path::Path| {
-        std::fs::canonicalize(dir.join("device/driver")).is_ok_and(|d| d.ends_with("bus/scsi/drivers/sd"))
-    };
-    if dir.join("partition").exists() {
-        return if is_scsi(&dir.join("..")) {
-            OpenError::NoScsiBackend { spec }
-        } else {
-            OpenError::Partition { spec }
-        };
+    if sysfs(rdev).join("partition").exists() {
+        return OpenError::Partition { spec };
     }
-    if is_scsi(&dir) { OpenError::NoScsiBackend { spec } } else { OpenError::NotEmulated { spec } }
+    OpenError::NotEmulated { spec }
 }
 
 /// Does the kernel say that the device keeps answered writes in a cache? Yes when in doubt.

@@ -1,0 +1,534 @@
+//! The block device over the paths of a unit.
+//!
+//! What is done about an unknown outcome, by kind of command:
+//!
+//! | command | then |
+//! | --- | --- |
+//! | read, flush | asked again, on another path if there is one, for [`timing::READ`]; what a flush proves is counted in resets |
+//! | write, discard, zeroes | not repeated here unless nothing was executed and [`timing::SEND`] isn't over: once the ioctl has returned and the target had its [`timing::TARGET`], nothing of it can come any more, and the caller, who knows its lease, makes it again (`DeviceError::Interrupted`) |
+//! | compare-and-write | the caller reads the block; another path is tried only if it was certainly not executed |
+//!
+//! Discards are UNMAP commands of ours and end like writes: a late one is as dangerous as a late write, and is counted
+//! by the same hold time. BLKDISCARD would repeat them on its own.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::classify::classify;
+use super::door::Kernel;
+use super::fencing::KernelFencing;
+use super::hold::{self, Published};
+use super::path::{Condition, Path, SMALL_BYTES};
+use super::paths::Paths;
+use super::timing;
+use crate::device::scsi::cdb::{Cdb, opcode, unmap_parameters};
+use crate::device::scsi::inquiry::Description;
+use crate::device::scsi::transport::{Data, Limits};
+use crate::device::scsi::unit::{Answer, Problem, Unit};
+use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing, OpenError};
+use crate::rt::{Instant, sleep};
+
+/// Bytes of one command at most; larger transfers gain nothing and keep others waiting.
+const TRANSFER_BYTES: u64 = 1 << 20;
+/// Blocks of one command without data: small enough to end within SG_IO's time-out.
+const UNMAP_BYTES: u64 = 256 << 20;
+const ZERO_BYTES: u64 = 16 << 20;
+/// Pause after an answer that said "not now".
+const PASSING_PAUSE: Duration = Duration::from_millis(5);
+
+/// How to open a disk.
+#[derive(Clone, Debug, Default)]
+pub struct KernelOptions {
+    pub read_only: bool,
+    /// The logical block the caller insists on.
+    pub logical_block_bytes: Option<u32>,
+    /// For a mount: others will wait for the hold time, so it must make sense.
+    pub mount: bool,
+    /// Refuse if it is mounted or mapped, and keep others from that.
+    pub exclusive: bool,
+    /// Offer reservations, where the target has them.
+    pub reservations: bool,
+    /// What the administrator knows of the hold time.
+    pub hold_time: Option<Duration>,
+}
+
+/// A LUN; see the header of [`super`].
+pub struct KernelDevice {
+    kernel: Arc<dyn Kernel>,
+    unit: Arc<Unit>,
+    fencing: Option<KernelFencing>,
+    paths: Arc<Paths>,
+    description: Description,
+    geometry: DeviceGeometry,
+    multipath: Option<String>,
+    published: Published,
+    transfer_bytes: u64,
+    resets_at_open: u64,
+    read_only: bool,
+    _claim: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl KernelDevice {
+    /// Opens the node `spec`, which is a block device.
+    pub fn open(
+        kernel: Arc<dyn Kernel>,
+        spec: &str,
+        options: &KernelOptions,
+    ) -> Result<KernelDevice, OpenError> {
+        let node = std::path::Path::new(spec);
+        let refuse = |why: String| OpenError::Kernel { spec: spec.into(), why };
+        let io = |what| move |source| OpenError::Io { spec: spec.into(), what, source };
+        let number = kernel
+            .block_device(node)
+            .map_err(io("stat"))?
+            .ok_or(OpenError::WrongKind { spec: spec.into() })?;
+        let found = classify(&*kernel, number).map_err(refuse)?;
+        if found.top.number_of("ro") == Some(1) && !options.read_only {
+            return Err(OpenError::ReadOnly { spec: spec.into() });
+        }
+        let claim = match options.exclusive {
+            true => Some(kernel.claim(node).map_err(|e| match e.raw_os_error() {
+                Some(libc::EBUSY) => OpenError::InUse { spec: spec.into() },
+                _ => io("open for itself")(e),
+            })?),
+            false => None,
+        };
+        let named = kernel.open(&found.top.name(), number).map_err(io("open"))?;
+        let unit = Arc::new(Unit::default());
+        let (paths, description) =
+            Paths::open(kernel.clone(), node, found.clone(), unit.clone()).map_err(refuse)?;
+        let paths = Arc::new(paths);
+        let unit_bytes = description.capacity.block_bytes;
+        if unit_bytes != 512 && unit_bytes != 4096 {
+            return Err(refuse(format!(
+                "its logical block is {unit_bytes} bytes; 512 and 4096 are possible"
+            )));
+        }
+        if let Some(asked) = options.logical_block_bytes.filter(|asked| *asked != unit_bytes) {
+            return Err(OpenError::LogicalBlockUnmet { spec: spec.into(), asked, needed: unit_bytes });
+        }
+        if description.write_protected && !options.read_only {
+            return Err(OpenError::ReadOnly { spec: spec.into() });
+        }
+        let holds: Vec<_> =
+            paths.all().iter().map(|path| (path.disk().name.clone(), path.hold.clone())).collect();
+        let published = hold::publish(&holds, options.hold_time);
+        if options.mount && !options.read_only {
+            if let Some(why) = &published.refusal {
+                return Err(refuse(why.clone()));
+            }
+            for warning in &published.warnings {
+                log::warn!("{spec}: {warning}");
+            }
+        }
+        for node in std::iter::once(&named).chain(paths.all().iter().map(|path| path.node())) {
+            if let Err(e) = node.drop_page_cache() {
+                log::debug!("{spec}: dropping what the kernel has cached of it: {e}");
+            }
+        }
+        let fencing = match options.reservations && !options.read_only {
+            true => KernelFencing::probe(unit.clone(), paths.clone(), named).map_err(refuse)?,
+            false => None,
+        };
+        // The kernel's view may be older than the target's, where a LUN has grown.
+        let in_kernel = found.top.number_of("size").unwrap_or(0).saturating_mul(512);
+        let size_bytes = description.capacity.size_bytes();
+        if in_kernel != size_bytes {
+            log::warn!(
+                "{spec}: the kernel believes in {in_kernel} bytes, the target has {size_bytes}; rescan it"
+            );
+        }
+        let standard = &description.standard;
+        log::info!(
+            "{spec}: {} {} {}, {}, {size_bytes} bytes in blocks of {unit_bytes}, write cache {}, {} path(s), hold time \
+             {} s",
+            standard.vendor,
+            standard.product,
+            standard.revision,
+            description.name(),
+            if description.write_cache { "on" } else { "off" },
+            holds.len(),
+            published.time.as_secs(),
+        );
+        Ok(KernelDevice {
+            geometry: DeviceGeometry {
+                logical_block_bytes: unit_bytes,
+                size_bytes,
+                volatile_cache: description.write_cache,
+                hold_time: published.time,
+            },
+            transfer_bytes: transfer_bytes(&description, &paths.all()),
+            resets_at_open: unit.resets(),
+            read_only: options.read_only,
+            multipath: found.multipath,
+            kernel,
+            unit,
+            paths,
+            description,
+            published,
+            fencing,
+            _claim: claim,
+        })
+    }
+
+    /// What the target says of itself.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn check(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        let unit = u64::from(self.geometry.logical_block_bytes);
+        let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.geometry.size_bytes);
+        if inside && offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit) {
+            return Ok(());
+        }
+        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
+    }
+
+    fn check_change(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.check(op, offset_bytes, len_bytes)?;
+        if self.read_only {
+            return Err(Problem::WriteProtected.into_error(op, offset_bytes, len_bytes, Duration::ZERO));
+        }
+        Ok(())
+    }
+
+    fn blocks(&self, bytes: u64) -> u64 {
+        bytes / u64::from(self.geometry.logical_block_bytes)
+    }
+
+    /// A command that may be asked as often as one likes.
+    fn ask(&self, at: At, cdb: &Cdb, mut data: Data<'_>) -> Result<usize, DeviceError> {
+        let issued = Instant::now();
+        let until = issued + timing::READ;
+        let read = cdb.opcode() == opcode::READ_16;
+        let small = read && at.len <= SMALL_BYTES as u64;
+        let mut last = None;
+        loop {
+            let path = if small { self.paths.one(until) } else { self.paths.next(until) };
+            let Some(path) = path else {
+                let why = last.unwrap_or_else(|| self.paths.trouble());
+                return Err(at.error(Problem::Unknown { why, later: true }, issued));
+            };
+            let one_try = Limits::within(if small { timing::SMALL_READ } else { timing::BULK_READ });
+            // Nothing is gained by leaving the only path.
+            let answered = match small || read && self.multipath.is_some() {
+                true => self.unit.perform(&path.timed(), cdb, data.again(), one_try),
+                false => self.unit.perform(&path.direct(), cdb, data.again(), one_try),
+            };
+            let problem = match answered {
+                Ok(Answer::Done(transferred)) => return Ok(transferred),
+                Ok(Answer::Miscompare) => {
+                    Problem::Failed { why: "miscompare".into(), executed: Executed::Maybe }
+                }
+                Err(problem) => problem,
+            };
+            match problem {
+                Problem::Passing(why) | Problem::Unknown { why, .. } if Instant::now() < until => {
+                    log::debug!("{} at byte {}: {why}; again", at.op, at.offset);
+                    last = Some(why);
+                    sleep(PASSING_PAUSE);
+                }
+                other => return Err(at.error(other, issued)),
+            }
+        }
+    }
+
+    /// A plain change; see the table above.
+    fn change(&self, at: At, cdb: &Cdb, mut data: Data<'_>) -> Result<(), DeviceError> {
+        let issued = Instant::now();
+        let send_until = issued + timing::SEND;
+        let limits = Limits { send_until, answer_until: issued + timing::READ };
+        loop {
+            let Some(path) = self.paths.next(limits.send_until) else {
+                return Err(at.interrupted(self.paths.trouble()));
+            };
+            // Of a list of ranges, or of a block to be repeated, targets count the bytes as they like.
+            let wanted = if cdb.opcode() == opcode::WRITE_16 { data.len_bytes() } else { 0 };
+            let problem = match self.unit.perform(&path.direct(), cdb, data.again(), limits) {
+                Ok(Answer::Done(moved)) if moved >= wanted => return Ok(()),
+                Ok(_) => Problem::Failed {
+                    why: "the target took only a part of the data".into(),
+                    executed: Executed::Maybe,
+                },
+                Err(problem) => problem,
+            };
+            match problem {
+                Problem::Passing(why) if Instant::now() < send_until => {
+                    log::debug!("{} at byte {}: {why}; again", at.op, at.offset);
+                    sleep(PASSING_PAUSE);
+                }
+                Problem::Passing(why) => return Err(at.interrupted(why)),
+                Problem::Unknown { why, later } => {
+                    if later {
+                        sleep(timing::TARGET);
+                    }
+                    return Err(at.interrupted(why));
+                }
+                other => return Err(at.error(other, issued)),
+            }
+        }
+    }
+
+    /// Splits a range without data into commands of at most `most` bytes.
+    fn pieces(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        most: u64,
+        mut each: impl FnMut(u64, u64) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let mut at = offset_bytes;
+        while at < offset_bytes + len_bytes {
+            let len = most.min(offset_bytes + len_bytes - at);
+            each(at, len)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// One line for each path: where it is, and how it is.
+    fn path_words(&self, path: &Arc<Path>) -> String {
+        let disk = path.disk();
+        let condition = match path.condition() {
+            Condition::Up => "up".to_owned(),
+            Condition::Doubtful { why, since, .. } => {
+                format!("not used for {} s: {why}", since.elapsed().as_secs())
+            }
+        };
+        let place = disk.dir.scsi_device();
+        let place =
+            place.and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned())).unwrap_or_default();
+        let alua = disk.dir.text("device/access_state").map(|s| format!(", {s}")).unwrap_or_default();
+        format!(
+            "{} at {place} ({}), {}{alua}, {condition}",
+            disk.name,
+            path.hold.carrier,
+            disk.dir.scsi_state()
+        )
+    }
+}
+
+/// What one command may carry on any of the paths.
+fn transfer_bytes(description: &Description, paths: &[Arc<Path>]) -> u64 {
+    let unit = u64::from(description.capacity.block_bytes);
+    let said = description.limits.transfer_blocks.map_or(TRANSFER_BYTES, |blocks| u64::from(blocks) * unit);
+    let of_kernel = paths.iter().map(|path| {
+        let of = |attribute| path.disk().dir.number_of(attribute).filter(|n| *n > 0);
+        let adapter = of("queue/max_hw_sectors_kb").map_or(TRANSFER_BYTES, |kib| kib.saturating_mul(1024));
+        // Memory may lie in single pages, and begin within one.
+        let pages =
+            of("queue/max_segments").map_or(TRANSFER_BYTES, |n| n.saturating_sub(1).saturating_mul(4096));
+        adapter.min(pages)
+    });
+    let most = of_kernel.min().unwrap_or(TRANSFER_BYTES).min(said).min(TRANSFER_BYTES);
+    (most - most % 4096).max(4096)
+}
+
+/// What error messages say of a command.
+#[derive(Clone, Copy)]
+struct At {
+    op: &'static str,
+    offset: u64,
+    len: u64,
+}
+
+impl At {
+    fn error(&self, problem: Problem, issued: Instant) -> DeviceError {
+        problem.into_error(self.op, self.offset, self.len, issued.elapsed())
+    }
+
+    fn interrupted(&self, why: String) -> DeviceError {
+        DeviceError::Interrupted { op: self.op, offset_bytes: self.offset, why }
+    }
+}
+
+impl BlockDevice for KernelDevice {
+    fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.check("read", offset_bytes, buf.len() as u64)?;
+        let mut offset = offset_bytes;
+        for part in buf.chunks_mut(self.transfer_bytes as usize) {
+            let len = part.len();
+            let at = At { op: "read", offset, len: len as u64 };
+            let cdb = Cdb::read_16(self.blocks(offset), self.blocks(len as u64) as u32);
+            let transferred = self.ask(at, &cdb, Data::In(part))?;
+            if transferred < len {
+                let why = format!("the target brought {transferred} of {len} bytes");
+                return Err(at.error(Problem::Failed { why, executed: Executed::Maybe }, Instant::now()));
+            }
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), DeviceError> {
+        self.check_change("write", offset_bytes, data.len() as u64)?;
+        let mut offset = offset_bytes;
+        for part in data.chunks(self.transfer_bytes as usize) {
+            let len = part.len() as u64;
+            let cdb = Cdb::write_16(self.blocks(offset), self.blocks(len) as u32);
+            self.change(At { op: "write", offset, len }, &cdb, Data::Out(&[part]))?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    fn compare_and_write(
+        &self,
+        offset_bytes: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<CompareOutcome, DeviceError> {
+        const OP: &str = "compare-and-write";
+        let unit = self.geometry.logical_block_bytes as usize;
+        if expected.len() != unit || new.len() != unit {
+            let len_bytes = expected.len().max(new.len()) as u64;
+            return Err(DeviceError::BadRange { op: OP, offset_bytes, len_bytes });
+        }
+        self.check_change(OP, offset_bytes, unit as u64)?;
+        let at = At { op: OP, offset: offset_bytes, len: unit as u64 };
+        let issued = Instant::now();
+        let limits = Limits::within(timing::SWAP);
+        let cdb = Cdb::compare_and_write(self.blocks(offset_bytes));
+        let data: [&[u8]; 2] = [expected, new];
+        loop {
+            let Some(path) = self.paths.one(limits.send_until) else {
+                return Err(at.error(Problem::Passing(self.paths.trouble()), issued));
+            };
+            let doubts = path.doubts();
+            match self.unit.perform(&path.timed(), &cdb, Data::Out(&data), limits) {
+                Ok(Answer::Done(_)) => return Ok(CompareOutcome::Swapped),
+                Ok(Answer::Miscompare) => return Ok(CompareOutcome::Miscompare),
+                // The path is to blame, and it was not executed: the next one.
+                Err(Problem::Passing(why))
+                    if path.doubts() != doubts && Instant::now() < limits.send_until =>
+                {
+                    log::debug!("{OP} at byte {offset_bytes}: {why}; on another path");
+                }
+                Err(problem) => return Err(at.error(problem, issued)),
+            }
+        }
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.ask(At { op: "flush", offset: 0, len: 0 }, &Cdb::synchronize_cache(), Data::None).map(drop)
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        const OP: &str = "discard";
+        self.check_change(OP, offset_bytes, len_bytes)?;
+        if !self.description.capacity.unmaps {
+            return Ok(());
+        }
+        let unit = u64::from(self.geometry.logical_block_bytes);
+        let limit = self.description.limits.unmap_blocks;
+        let most = limit.map_or(UNMAP_BYTES, |n| UNMAP_BYTES.min(u64::from(n) * unit));
+        self.pieces(offset_bytes, len_bytes, most, |offset, len| {
+            let list = unmap_parameters(self.blocks(offset), self.blocks(len) as u32);
+            let at = At { op: OP, offset, len };
+            match self.change(at, &Cdb::unmap(list.len() as u16), Data::Out(&[&list])) {
+                // Advice that isn't taken.
+                Err(DeviceError::Unsupported { .. }) => Ok(()),
+                other => other,
+            }
+        })
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        const OP: &str = "write-zeroes";
+        self.check_change(OP, offset_bytes, len_bytes)?;
+        let unit = u64::from(self.geometry.logical_block_bytes);
+        let limit = self.description.limits.write_same_blocks.map_or(ZERO_BYTES, |n| n.saturating_mul(unit));
+        let block = vec![0; unit as usize];
+        let mut by_hand = false;
+        self.pieces(offset_bytes, len_bytes, limit.min(ZERO_BYTES), |offset, len| {
+            if !by_hand {
+                let cdb = Cdb::write_same_16(self.blocks(offset), self.blocks(len) as u32);
+                match self.change(At { op: OP, offset, len }, &cdb, Data::Out(&[&block])) {
+                    Err(DeviceError::Unsupported { .. }) => by_hand = true,
+                    other => return other,
+                }
+            }
+            let zeroes = vec![0; self.transfer_bytes.min(len) as usize];
+            self.pieces(offset, len, zeroes.len() as u64, |offset, len| {
+                self.write(offset, &zeroes[..len as usize])
+            })
+        })
+    }
+
+    fn resets(&self) -> u64 {
+        self.unit.resets() - self.resets_at_open
+    }
+
+    fn unit_name(&self) -> Option<String> {
+        Some(self.description.name()).filter(|name| !name.is_empty())
+    }
+
+    fn about(&self) -> Vec<(&'static str, String)> {
+        let (d, standard) = (&self.description, &self.description.standard);
+        let or_none = |n: Option<u32>| n.map_or("not said".to_owned(), |n| format!("{n} blocks"));
+        let paths = self.paths.all();
+        let all = |each: &dyn Fn(&Arc<Path>) -> String| {
+            let mut words: Vec<String> = paths.iter().map(each).collect();
+            words.dedup();
+            words.join("; ")
+        };
+        let depth = |path: &Arc<Path>| path.disk().dir.text("device/queue_depth").unwrap_or_default();
+        let trouble = self.published.refusal.iter().chain(&self.published.warnings).cloned();
+        vec![
+            ("backend", "scsi (a disk of this kernel, by SG_IO)".into()),
+            ("vendor", standard.vendor.clone()),
+            ("model", standard.product.clone()),
+            ("firmware", standard.revision.clone()),
+            ("serial", d.serial.clone().unwrap_or_default()),
+            ("name", d.name()),
+            ("logical block", format!("{} bytes", d.capacity.block_bytes)),
+            ("physical block", format!("{} bytes", d.capacity.block_bytes * d.capacity.per_physical)),
+            ("size", format!("{} bytes", d.capacity.size_bytes())),
+            ("write cache", if d.write_cache { "on" } else { "off" }.into()),
+            (
+                "unmap",
+                match (d.capacity.unmaps, d.capacity.unmapped_is_zero) {
+                    (false, _) => "no",
+                    (true, false) => "yes",
+                    (true, true) => "yes, reads as zeroes",
+                }
+                .into(),
+            ),
+            ("largest transfer", or_none(d.limits.transfer_blocks)),
+            ("largest command", format!("{} KiB", self.transfer_bytes / 1024)),
+            ("says of compare-and-write", format!("{} blocks", d.limits.compare_and_write_blocks)),
+            ("multipath", self.multipath.clone().unwrap_or_else(|| "no".into())),
+            ("paths", paths.iter().map(|path| self.path_words(path)).collect::<Vec<_>>().join("; ")),
+            ("queue depth", all(&depth)),
+            ("kernel settings", all(&|path| path.hold.words())),
+            ("hold time", format!("{} ms", self.published.time.as_millis())),
+            ("attention", trouble.collect::<Vec<_>>().join("; ")),
+        ]
+    }
+
+    fn fencing(&self) -> Option<&dyn Fencing> {
+        self.fencing.as_ref().map(|fencing| fencing as &dyn Fencing)
+    }
+
+    fn own_nexus(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for KernelDevice {
+    fn drop(&mut self) {
+        // What the kernel cached meanwhile for others (udev, blkid) is old.
+        if let Some(top) = self.paths.one(Instant::now())
+            && !self.read_only
+            && let Ok(node) = self.kernel.open(&top.disk().name, top.disk().number)
+        {
+            let _ = node.drop_page_cache();
+        }
+    }
+}
