@@ -17,7 +17,7 @@ use crate::device::check::{
     AFTER_A_CONFLICT, Finding, Property, Report, SCRATCH_BYTES, Scratch, Verdict, fences, known_to_suffer,
 };
 use crate::device::open::{OpenOptions, open_device, shown};
-use crate::device::{BlockDevice, DeviceError, OpenError, iscsi};
+use crate::device::{BlockDevice, DeviceError, OpenError};
 use crate::durations::Profile;
 use crate::format::in_use::{InUse, in_use};
 use crate::format::preflight::{PreflightError, Previous, Watching, preflight};
@@ -57,7 +57,8 @@ pub struct Args {
     /// for a full dead time, and never overwritten while a host's heartbeat moves.
     #[arg(short = 'f', long)]
     pub force: bool,
-    /// Shall hosts that mount stop the dead by the device's reservations? auto: where trying shows that they work.
+    /// Shall hosts that mount stop the dead by the device's reservations? auto: where trying shows that they work. On a
+    /// disk of the kernel they can't be tried from one machine alone; required takes them as they are.
     #[arg(long, value_enum, default_value = "auto")]
     pub reservations: Reservations,
     /// Check everything and print what would be made; write nothing.
@@ -199,30 +200,33 @@ fn look(spec: &str) -> Result<Found, MkfsError> {
 }
 
 fn open(args: &Args, create_size: Option<u64>) -> Result<Arc<dyn BlockDevice>, MkfsError> {
-    open_as(args, create_size, false)
+    open_as(args, create_size, OpenOptions { exclusive: true, ..OpenOptions::default() })
 }
 
 fn open_as(
     args: &Args,
     create_size: Option<u64>,
-    reservations: bool,
+    how: OpenOptions,
 ) -> Result<Arc<dyn BlockDevice>, MkfsError> {
     let options = OpenOptions {
         read_only: args.dry_run,
         logical_block_bytes: args.logical_block,
         create_size,
-        exclusive: true,
-        reservations,
-        ..OpenOptions::default()
+        ..how
     };
     Ok(open_device(&args.device, options)?)
+}
+
+/// The LUN once more, beside the handle that has it exclusively.
+fn beside(args: &Args, reservations: bool) -> Result<Arc<dyn BlockDevice>, MkfsError> {
+    open_as(args, None, OpenOptions { reservations, ..OpenOptions::default() })
 }
 
 /// Hosts of an earlier volume that died without leaving are still registered: nobody else could write, and they could,
 /// should they wake up.
 fn shut_out_the_past(args: &Args) -> Result<(), MkfsError> {
     let failed = |why: String| MkfsError::Reserved { device: shown(&args.device), why };
-    let visitor = open_as(args, None, true)?;
+    let visitor = beside(args, true)?;
     let Some(fencing) = visitor.fencing() else { return Ok(()) };
     match fencing.fence_all_others() {
         Ok(0) => Ok(()),
@@ -245,10 +249,13 @@ fn prove(args: &Args, dev: &Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<C
     // Inside the volume: what lies behind it is not ours.
     let Some(at) = volume_bytes.checked_sub(SCRATCH_BYTES) else { return Ok(unit) };
     let mut handles = vec![dev.clone()];
-    if iscsi::Target::is_meant(&args.device) {
+    let is_lun = !unit.name.is_empty();
+    if is_lun {
         shut_out_the_past(args)?;
-        // A file was opened for us alone; on a LUN two sessions must race.
-        handles.push(open(args, None)?);
+        if dev.own_nexus() {
+            // A file was opened for us alone; on a LUN two sessions must race.
+            handles.push(beside(args, false)?);
+        }
     }
     let failed = |error| MkfsError::Scratch { device: device.clone(), error };
     let scratch = Scratch::take(&handles, at).map_err(failed)?;
@@ -257,10 +264,14 @@ fn prove(args: &Args, dev: &Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<C
         scratch.restore().map_err(failed)?;
         return Err(MkfsError::Unfit { device, why });
     }
-    if iscsi::Target::is_meant(&args.device) && args.reservations != Reservations::Off {
-        let open = |reservations| open_as(args, None, reservations).map_err(|e| e.to_string());
+    if is_lun && args.reservations != Reservations::Off {
+        let open = |reservations| beside(args, reservations).map_err(|e| e.to_string());
         report.reservations = match known_to_suffer(&**dev) {
             Some(why) => vec![Property::of("reservations", Err(why.into()))],
+            None if !dev.own_nexus() => {
+                let why = "to the target this machine is one party, so one host can't try them alone";
+                vec![Property::not_asked("reservations", why)]
+            }
             None => fences(&open, at, ROUNDS_AFTER_CONFLICT)
                 .unwrap_or_else(|why| vec![Property::of("reservations", Err(why))]),
         };
@@ -276,28 +287,25 @@ fn prove(args: &Args, dev: &Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<C
     }
     scratch.restore().map_err(failed)?;
     let verdict = report.verdict();
-    match (&verdict, args.reservations) {
-        (Verdict::Good, _) => {}
-        (_, Reservations::Required) => {
-            let why = match iscsi::Target::is_meant(&args.device) {
-                true => verdict.to_string(),
-                false => {
-                    "it is a file or a loop device, where each mount's fencing= says what is done".into()
-                }
-            };
-            return Err(MkfsError::NoReservations { device, why });
-        }
-        _ => {}
+    let proved = verdict == Verdict::Good;
+    let required = args.reservations == Reservations::Required;
+    let untried = report.reservations.iter().all(|p| p.finding == Finding::NotAsked);
+    if required && !is_lun {
+        let why = "it is a file or a loop device, where each mount's fencing= says what is done".into();
+        return Err(MkfsError::NoReservations { device, why });
     }
-    if unit.name.is_empty() {
-        // A file; nothing that could be told apart from another one.
+    // What can't be tried from here is taken from who says that it is so.
+    if required && !proved && !untried {
+        return Err(MkfsError::NoReservations { device, why: verdict.to_string() });
+    }
+    if !is_lun {
+        // Nothing that could be told apart from another one.
         return Ok(unit);
     }
-    let proved = verdict == Verdict::Good;
     Ok(CheckedUnit {
         checked_secs: u64::try_from(wall_clock().0).unwrap_or(0),
         proved_reservations: proved,
-        reservations: proved,
+        reservations: proved || required,
         ..unit
     })
 }

@@ -86,7 +86,8 @@ impl Report {
         match bad(&self.reservations) {
             Some(why) => Verdict::GoodWithoutReservations(why),
             None if self.reservations.iter().all(|p| p.finding != Finding::Good) => {
-                Verdict::GoodWithoutReservations("they were not asked for".into())
+                let why = self.reservations.first().map_or("they were not asked for", |p| &p.words);
+                Verdict::GoodWithoutReservations(why.into())
             }
             None => Verdict::Good,
         }

@@ -224,11 +224,6 @@ impl Unit {
     /// Counts what a unit attention means. True: our registration may be gone.
     fn note_attention(&self, sense: Sense) -> bool {
         match (sense.asc, sense.ascq) {
-            // The path was away, which a cache does not mind, nor a registration that is the target's to keep.
-            (0x29, 0x07) => {
-                log::info!("the device reports {sense}: this path had been lost");
-                true
-            }
             (0x29, _) => {
                 log::info!("the device reports {sense}: it was reset, or this path is new to it");
                 self.note_reset();
