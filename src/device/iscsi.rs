@@ -17,17 +17,25 @@
 //! Not for: what answers mean (`scsi`), several portals of one target, discovery, digests of data.
 
 #[cfg(all(feature = "iscsi", libiscsi))]
+mod callbacks;
+#[cfg(all(feature = "iscsi", libiscsi))]
 mod connection;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod device;
+#[cfg(all(feature = "iscsi", libiscsi))]
+mod event_loop;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod fencing;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod ffi;
 #[cfg(all(feature = "iscsi", libiscsi))]
+mod login;
+#[cfg(all(feature = "iscsi", libiscsi))]
 mod pending;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod session;
+#[cfg(all(feature = "iscsi", libiscsi))]
+mod socket;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod timing;
 mod url;

@@ -223,6 +223,22 @@ impl Record {
         self.own = Some(own);
     }
 
+    /// Gives the memory of a command back whose answer says that the target has all of its data.
+    pub fn detach_from_done(&mut self) {
+        if self.own.is_some() {
+            return;
+        }
+        let mut own = vec![0; self.len_bytes];
+        // SAFETY: the pieces are ours, and libiscsi does not use them while it calls back.
+        let pieces = unsafe { &mut *self.pieces };
+        let mut at = 0;
+        for piece in &mut pieces[..self.count] {
+            piece.base = own[at..].as_mut_ptr().cast();
+            at += piece.len;
+        }
+        self.own = Some(own);
+    }
+
     /// Answers who waits, if anybody does. The caller's memory must not be used after this.
     pub fn answer(&mut self, outcome: Outcome) {
         self.asker.answer(outcome);
