@@ -21,6 +21,8 @@ mod callbacks;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod connection;
 #[cfg(all(feature = "iscsi", libiscsi))]
+mod deadman;
+#[cfg(all(feature = "iscsi", libiscsi))]
 mod device;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod event_loop;

@@ -7,6 +7,8 @@
 //!   *batch*; the earliest `send_until` of the batch is kept: if that passes before the queue is empty, or if this
 //!   thread was stopped in between, the connection is closed by a reset, and what was not sent never is. A batch is
 //!   added to for [`TOP_UP`] only, so that what was sent long ago does not stand for what was not.
+//! * If this process is stopped while libiscsi sends, the kernel kills it after [`timing::SEND`] ([`super::deadman`]): data of
+//!   plain changes never leaves later than that after the last look at the clock.
 //! * A request is answered at its `answer_until` at the latest. If it changes data the connection ends with it, so
 //!   that the target ends the command at the next login.
 
@@ -21,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::callbacks::{self, Inner, on_command};
 use super::connection::{Login, Shared, State};
+use super::deadman::Deadman;
 use super::ffi::{self, Context};
 use super::pending::{Record, Request};
 use super::{socket, timing};
@@ -44,6 +47,7 @@ pub(super) struct Loop<'a> {
     /// When this thread last looked at the time: it never sleeps for longer than `SLEEP`.
     alive_at: Instant,
     pub redirected: Option<String>,
+    deadman: Option<Deadman>,
 }
 
 /// The longest sleep of a connection's thread.
@@ -68,8 +72,13 @@ impl Loop<'_> {
             next_deadline: None,
             alive_at: Instant::now(),
             redirected: None,
+            deadman: None,
         };
-        let ended = this.log_in(login).and_then(|()| this.serve());
+        let ended = this.log_in(login).and_then(|()| {
+            this.deadman = Some(Deadman::new().map_err(|e| format!("no timer: {e}"))?);
+            shared.set(State::Up);
+            this.serve()
+        });
         let why = match ended {
             Ok(()) => "closed".to_owned(),
             Err(why) => why,
@@ -108,7 +117,8 @@ impl Loop<'_> {
             self.look_at_deadlines()?;
             let waiting = self.waiting.iter().map(|request| request.limits.send_until).min();
             let until = waiting.into_iter().chain(self.next_deadline).min();
-            let revents = self.poll(until)?;
+            // What can be sent is sent above, by itself.
+            let revents = self.poll(until)? & !libc::POLLOUT;
             if revents != 0 {
                 self.service(revents)?;
             }
@@ -213,6 +223,28 @@ impl Loop<'_> {
 
     /// Lets libiscsi read and write. Never sends what is out of date.
     pub fn service(&mut self, revents: libc::c_short) -> Result<(), String> {
+        let sends_changes = revents & libc::POLLOUT != 0 && self.holds_plain_changes();
+        match self.deadman.as_mut().filter(|_| sends_changes) {
+            None => self.service_now(revents),
+            Some(deadman) => {
+                // Before the look at the clock: a stop at any moment after it ends this process or is noticed.
+                deadman.arm(timing::SEND).map_err(|e| format!("no timer: {e}"))?;
+                let result = self.service_now(revents);
+                match self.deadman.as_mut().map(Deadman::rest) {
+                    Some(Err(e)) => result.and(Err(format!("the timer does not stop: {e}"))),
+                    _ => result,
+                }
+            }
+        }
+    }
+
+    /// Can data of a command that must not come late be sent now?
+    fn holds_plain_changes(&self) -> bool {
+        !self.inner.retired.borrow().is_empty()
+            || self.inner.records.borrow().values().any(|record| record.is_plain_change)
+    }
+
+    fn service_now(&mut self, revents: libc::c_short) -> Result<(), String> {
         self.tick()?;
         if revents & libc::POLLOUT != 0
             && self.batch_until.is_some_and(|until| Instant::now() > until)

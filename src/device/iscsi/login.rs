@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_int};
 use std::ptr::null_mut;
 
 use super::callbacks::{Inner, on_connect, on_login};
-use super::connection::{Login, State};
+use super::connection::Login;
 use super::event_loop::Loop;
 use super::{ffi, socket, timing};
 use crate::rt::Instant;
@@ -44,7 +44,6 @@ impl Loop<'_> {
             return Err(self.error());
         }
         self.serve_until(until, "logging in", |inner| inner.logged_in.get())?;
-        self.shared.set(State::Up);
         Ok(())
     }
 

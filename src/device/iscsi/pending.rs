@@ -135,6 +135,8 @@ pub struct Record {
     /// Without an answer by then the connection ends.
     pub patience: Instant,
     pub changes_data: bool,
+    /// A change that must not come late. An old compare-and-write does no harm.
+    pub is_plain_change: bool,
     asker: Asker,
 }
 
@@ -169,8 +171,9 @@ impl Record {
         }
         let Request { cdb, lent, limits, mut asker } = request;
         asker.lost = || TransportError::Broken("the connection ended".into());
-        // A change that was given up must not come later; an old compare-and-write does no harm.
-        let patience = match cdb.changes_data() && cdb.opcode() != opcode::COMPARE_AND_WRITE {
+        let is_plain_change = cdb.changes_data() && cdb.opcode() != opcode::COMPARE_AND_WRITE;
+        // A change that was given up must not come later.
+        let patience = match is_plain_change {
             true => limits.answer_until,
             false => limits.answer_until.max(now + timing::ANSWER),
         };
@@ -184,6 +187,7 @@ impl Record {
             limits,
             patience,
             changes_data: cdb.changes_data(),
+            is_plain_change,
             asker,
         })
     }

@@ -9,8 +9,18 @@
 //! ```
 //!
 //! The sum is the hold time that this backend publishes: the others wait so much longer before they call this host
-//! dead. The last step is no more than a demand on the target: nothing that a host can do bounds how long a target
-//! sits on a command that it took in. Only a reservation does.
+//! dead. Where a command can be when its host gives up, and what ends it there:
+//!
+//! | where | what ends it |
+//! | --- | --- |
+//! | in this backend, not handed to libiscsi | its `send_until`; nothing is handed over after it |
+//! | in libiscsi's queue | the batch's `send_until` ([`super::event_loop`]); if this process is stopped while libiscsi sends, the kernel kills it 3 s later ([`super::deadman`]): 6 s in all, as for an answer |
+//! | in this kernel's socket | closing resets, which drops it: at `ANSWER` at the latest, or when the process ends. A process that is stopped elsewhere doesn't close: then it goes out as fast as the target takes it, or is given up after `KERNEL` |
+//! | in the target's socket, or in its queue | a reset, where the target looks at it before the data; a login under the session's name, on each target tried; else nothing but the target's pace |
+//!
+//! The last step is no more than a demand on the target: nothing that a host can do bounds how long a target
+//! sits on a command that it took in. Only a reservation does. A login under the old name ends everything at once, but it has
+//! to come from the host that sent it: so a host makes its own writes again after one, and others wait.
 //!
 //! A compare-and-write may come at any time without harm (its image is compared), so it is given up early, and the
 //! block is read: a beat that lost its answer must be decided within a lease.
