@@ -4,8 +4,12 @@
 
 #[path = "device_iscsi/check.rs"]
 mod check;
+#[path = "device_iscsi/every.rs"]
+mod every;
 #[path = "device_iscsi/faults.rs"]
 mod faults;
+#[path = "device_iscsi/hold.rs"]
+mod hold;
 #[path = "device_iscsi/targets.rs"]
 mod targets;
 
