@@ -12,7 +12,7 @@
 //! * `rules`: the same tests must notice when a rule between daemon and kernel is taken out
 //! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
 //! * `scrub`: a volume checked while its hosts work, and what the command says
-//! * `target`: an iSCSI target that loses answers, goes away and comes back
+//! * `target`: an iSCSI target that loses answers, goes away and comes back; `strangers`: targets that other people wrote
 //! * `lifetime`: mounting, leaving, being killed, coming back
 //!
 //! `LUNFS_TEST_SCALE` multiplies the rounds (1 by default). An intermittent failure is a bug until explained;
@@ -61,6 +61,9 @@ mod scrub;
 mod slots;
 #[path = "multi_host/space.rs"]
 mod space;
+#[cfg(feature = "iscsi")]
+#[path = "multi_host/strangers.rs"]
+mod strangers;
 #[cfg(feature = "iscsi")]
 #[path = "multi_host/target.rs"]
 mod target;

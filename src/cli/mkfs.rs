@@ -208,12 +208,8 @@ fn open_as(
     create_size: Option<u64>,
     how: OpenOptions,
 ) -> Result<Arc<dyn BlockDevice>, MkfsError> {
-    let options = OpenOptions {
-        read_only: args.dry_run,
-        logical_block_bytes: args.logical_block,
-        create_size,
-        ..how
-    };
+    let options =
+        OpenOptions { read_only: args.dry_run, logical_block_bytes: args.logical_block, create_size, ..how };
     Ok(open_device(&args.device, options)?)
 }
 

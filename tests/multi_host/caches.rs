@@ -77,7 +77,7 @@ fn number(file: &File) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-fn no_stale_pages(cluster: &Cluster) {
+pub fn no_stale_pages(cluster: &Cluster) {
     let paths = cluster.paths("f");
     let writer =
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&paths[0]).expect("open");

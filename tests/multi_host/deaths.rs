@@ -70,7 +70,7 @@ fn check(dir: &Path) {
 }
 
 /// The other host waits for the dead one's dead time, and not much longer; in its own directory it never stops.
-fn killed_and_taken_over(mut cluster: Cluster) {
+pub fn killed_and_taken_over(mut cluster: Cluster) {
     let other = cluster.dir(1).to_owned();
     fs::create_dir(other.join("own")).expect("mkdir");
     fs::write(other.join("own/first"), b"x").expect("write");
@@ -136,11 +136,25 @@ fn stopped_and_fenced_on_loop_devices() {
 #[cfg(feature = "iscsi")]
 #[test]
 fn stopped_and_fenced_on_iscsi() {
-    if !crate::harness::can_mount() || !lunfs::device::iscsi::AVAILABLE {
+    stopped_on_iscsi("fencing=required");
+}
+
+/// Without any fence: the backend itself must not send what is out of date.
+#[cfg(feature = "iscsi")]
+#[test]
+fn stopped_and_dead_on_iscsi() {
+    stopped_on_iscsi("fencing=lease");
+}
+
+#[cfg(feature = "iscsi")]
+fn stopped_on_iscsi(fencing: &'static str) {
+    if !can_mount() || !lunfs::device::iscsi::AVAILABLE {
         return;
     }
-    let mut cluster = crate::harness::Cluster::with_profile("fast", Backing::Iscsi(512), 3, "1G");
-    cluster.options = "fencing=required";
+    let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir().expect("a directory");
+    let more: &[&str] = if fencing == "fencing=lease" { &["--reservations", "off"] } else { &[] };
+    let mut cluster = Cluster::made_with(temp, "fast", Backing::Iscsi(512), 3, "1G", more);
+    cluster.options = fencing;
     cluster.mount();
     cluster.mount();
     stopped_and_fenced(cluster);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
+use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable};
 use lunfs_test_target::{Config, LunConfig, Target};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -33,6 +34,50 @@ pub enum Backing {
     Loop(u32),
     /// A LUN of an iSCSI target that the test's process serves, with logical blocks of this many bytes.
     Iscsi(u32),
+    /// A LUN of a target that other people wrote.
+    Tgtd,
+    Istgt,
+}
+
+/// Such a target, for one cluster.
+enum Stranger {
+    Tgtd(Tgtd),
+    Istgt(Istgt),
+}
+
+impl Stranger {
+    fn start(backing: Backing, bytes: u64) -> Result<Stranger, Unavailable> {
+        match backing {
+            Backing::Istgt => Istgt::start(bytes).map(Stranger::Istgt),
+            _ => Tgtd::start(TgtdOptions { bytes, ..TgtdOptions::default() }).map(Stranger::Tgtd),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Stranger::Tgtd(tgtd) => tgtd.url(),
+            Stranger::Istgt(istgt) => istgt.url(),
+        }
+    }
+
+    fn image(&self) -> PathBuf {
+        match self {
+            Stranger::Tgtd(tgtd) => tgtd.image(),
+            Stranger::Istgt(istgt) => istgt.image(),
+        }
+    }
+}
+
+/// Can such a target be had here? If not, it says so.
+pub fn can_serve(backing: Backing) -> bool {
+    match Stranger::start(backing, 64 << 20) {
+        Ok(_) => true,
+        Err(why) => {
+            assert!(why.may_skip(), "{why}");
+            eprintln!("SKIPPED: {why}");
+            false
+        }
+    }
 }
 
 /// Tests of one body, one for each kind of device.
@@ -140,6 +185,7 @@ pub struct Cluster {
     /// Environment of the daemons that are mounted from now on.
     pub environment: Vec<(String, OsString)>,
     target: Option<Target>,
+    stranger: Option<Stranger>,
     pub hosts: Vec<Host>,
     /// Mount options of every host.
     pub options: &'static str,
@@ -187,6 +233,7 @@ impl Cluster {
             loops: Vec::new(),
             environment: Vec::new(),
             target: None,
+            stranger: None,
             hosts,
             options: "",
             made: 0,
@@ -206,6 +253,11 @@ impl Cluster {
                 let target = Target::start(Config::of(lun)).expect("the test target starts");
                 cluster.target.insert(target).url(1).into()
             }
+            Backing::Tgtd | Backing::Istgt => {
+                let bytes: u64 = size.trim_end_matches('G').parse().expect("whole GiB");
+                let stranger = Stranger::start(backing, bytes << 30).expect("the target starts");
+                cluster.stranger.insert(stranger).url().into()
+            }
         };
         let mut mkfs = lunfs();
         mkfs.args(["mkfs", "--quiet", "--profile", profile, "--slots", &slots.to_string()]);
@@ -224,6 +276,14 @@ impl Cluster {
 
     pub fn directory(&self) -> &Path {
         self.temp.path()
+    }
+
+    /// Address of the LUN of a cluster on a target.
+    pub fn url(&self) -> String {
+        match &self.stranger {
+            Some(stranger) => stranger.url(),
+            None => self.target().url(1),
+        }
     }
 
     /// The target of a cluster on iSCSI.
@@ -249,7 +309,10 @@ impl Cluster {
     }
 
     pub fn image(&self) -> PathBuf {
-        self.temp.path().join("image")
+        match &self.stranger {
+            Some(stranger) => stranger.image(),
+            None => self.temp.path().join("image"),
+        }
     }
 
     fn attach(&mut self) -> &LoopDevice {
@@ -272,6 +335,7 @@ impl Cluster {
                 self.loops[n].path().to_owned()
             }
             Backing::Iscsi(_) => self.target.as_ref().expect("a target").url(1).into(),
+            Backing::Tgtd | Backing::Istgt => self.url().into(),
         };
         path.to_str().expect("a plain path").to_owned()
     }
@@ -425,7 +489,10 @@ impl Cluster {
 
     /// `lunfs status --json`: the slots that were ever claimed, as (host, state).
     pub fn states(&self) -> Vec<(String, String)> {
-        let device = self.target.as_ref().map_or(self.image(), |target| target.url(1).into());
+        let device = match (&self.target, &self.stranger) {
+            (None, None) => self.image(),
+            _ => self.url().into(),
+        };
         let output = lunfs().args(["status", "--json"]).arg(device).output().expect("status runs");
         assert!(output.status.success(), "{output:?}");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -13,7 +13,7 @@ on_every_device! {
 }
 
 /// A counter is read, raised and written under a lock file made with O_EXCL; no update is lost.
-fn counter_under_lock_files(cluster: &Cluster) {
+pub fn counter_under_lock_files(cluster: &Cluster) {
     fs::write(cluster.dir(0).join("counter"), b"0").expect("write");
     let count = rounds(25);
     let tries = cluster.each(|host, root| {

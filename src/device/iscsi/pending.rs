@@ -317,6 +317,20 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_what_is_done_is_exchanged_without_a_copy() {
+        let (one, two) = ([1; 512], [2; 512]);
+        let parts: [&[u8]; 2] = [&one, &two];
+        let mut record = record(&mut Data::Out(&parts));
+        record.detach_from_done();
+        // SAFETY: as above.
+        let pieces = unsafe { *record.pieces };
+        let own = record.own.as_ref().unwrap();
+        assert_eq!(pieces[0].base.cast::<u8>().cast_const(), own.as_ptr());
+        assert_eq!(pieces[1].base.cast::<u8>().cast_const(), own[512..].as_ptr());
+        assert_eq!(own[..], [0; 1024]);
+    }
+
+    #[test]
     fn memory_for_data_in_is_exchanged_too() {
         let mut buf = [7; 512];
         let mut record = record(&mut Data::In(&mut buf));

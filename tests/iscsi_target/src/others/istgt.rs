@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
@@ -16,7 +17,7 @@ pub struct Istgt {
     port: u16,
     _process: Supervised,
     /// Removed after the process.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 const BASE: &str = "iqn.2026-01.org.lunfs.test";
@@ -71,7 +72,7 @@ impl Istgt {
         let (conf, pid, log) = (path.join("conf"), path.join("pid"), path.join("log"));
         let arguments = ["-D", "-c", &conf.to_string_lossy(), "-p", &pid.to_string_lossy()];
         let process = Supervised::start(&program, &arguments, &[], &log)?;
-        let istgt = Istgt { port, _process: process, _directory: directory };
+        let istgt = Istgt { port, _process: process, directory };
         wait_for_port(istgt.portal(), &log)?;
         Ok(istgt)
     }
@@ -82,6 +83,10 @@ impl Istgt {
 
     pub fn name(&self) -> String {
         format!("{BASE}:vol")
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.directory.path().join("lun")
     }
 
     /// The disk is LUN 0.
