@@ -286,6 +286,11 @@ impl Cluster {
         }
     }
 
+    /// What a device of this kind adds to the time until a silent host is dead.
+    pub fn hold_time(&self) -> Duration {
+        Duration::from_secs(if self.target.is_some() || self.stranger.is_some() { 10 } else { 0 })
+    }
+
     /// The target of a cluster on iSCSI.
     pub fn target(&self) -> &Target {
         self.target.as_ref().expect("a cluster on iSCSI")

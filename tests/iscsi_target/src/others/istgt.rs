@@ -28,7 +28,7 @@ impl Istgt {
         if !nix::unistd::geteuid().is_root() {
             return Err(Unavailable::NotRoot("istgt"));
         }
-        let directory = tempfile::Builder::new().prefix("lunfs-istgt.").tempdir()?;
+        let directory = super::directory("lunfs-istgt.")?;
         let path = directory.path();
         fs::File::create(path.join("lun"))?.set_len(bytes)?;
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path.join("auth"))?;

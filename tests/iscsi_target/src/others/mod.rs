@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 pub use istgt::Istgt;
 pub use tgtd::{Tgtd, TgtdOptions};
@@ -72,6 +73,14 @@ fn require(program: &'static str, package: &'static str) -> Result<PathBuf, Unav
 /// A port that was free a moment ago.
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// A directory for a target and its disk: in memory where that can be had, for these targets have one thread that writes, and a
+/// disk that others keep busy holds up every answer.
+fn directory(prefix: &str) -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix);
+    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir())
 }
 
 /// A process that doesn't outlive this one: a shell holds it, and kills it when the pipe from here ends.

@@ -57,7 +57,7 @@ impl Tgtd {
         if !nix::unistd::geteuid().is_root() {
             return Err(Unavailable::NotRoot("tgtd"));
         }
-        let directory = tempfile::Builder::new().prefix("lunfs-tgtd.").tempdir()?;
+        let directory = super::directory("lunfs-tgtd.")?;
         if options.compare_and_write {
             compile_shim(directory.path())?;
         }
