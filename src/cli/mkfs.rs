@@ -281,7 +281,16 @@ fn prove(args: &Args, dev: &Arc<dyn BlockDevice>, volume_bytes: u64) -> Result<C
         );
         return Err(MkfsError::Unfit { device, why });
     }
-    scratch.restore().map_err(failed)?;
+    if let Err(error) = scratch.restore() {
+        if report.reservations.is_empty() {
+            return Err(failed(error));
+        }
+        // There are targets that a reservation locks up.
+        let why = format!(
+            "after its reservations were tried: {error}; restart the target, then give --reservations off"
+        );
+        return Err(MkfsError::Unfit { device, why });
+    }
     let verdict = report.verdict();
     let proved = verdict == Verdict::Good;
     let required = args.reservations == Reservations::Required;

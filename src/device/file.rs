@@ -34,7 +34,6 @@ mod sys;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(super) use self::backing::is_loop_device;
@@ -82,8 +81,6 @@ pub struct FileDevice {
     base_bytes: u64,
     swap_deadline: Duration,
     read_only: bool,
-    /// Failed flushes: after one the kernel may have dropped what it had cached.
-    lost_caches: AtomicU64,
     fence: Option<Fence>,
     _presence: Presence,
 }
@@ -133,7 +130,6 @@ impl FileDevice {
             locks: RangeLocks::new(backing.lock_inode, !options.read_only),
             swap_deadline: options.swap_deadline,
             read_only: options.read_only,
-            lost_caches: AtomicU64::new(0),
             fence,
             _presence: presence,
         })
@@ -225,11 +221,9 @@ impl BlockDevice for FileDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.io.flush().inspect_err(|_| {
-            // After a failed flush the kernel calls its pages clean, and the next flush succeeds
-            // without them. Counted as a lost cache, so that nobody takes that one for a proof.
-            self.lost_caches.fetch_add(1, Ordering::SeqCst);
-        })
+        // After a failed one the kernel calls its pages clean, and the next one succeeds without them: the door, which hears
+        // of the error, takes that for a reset.
+        self.io.flush()
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
@@ -243,7 +237,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn resets(&self) -> u64 {
-        self.lost_caches.load(Ordering::SeqCst)
+        0
     }
 
     fn fencing(&self) -> Option<&dyn Fencing> {
