@@ -127,6 +127,7 @@ fn tgtd_with_reservations() {
 }
 
 #[test]
+#[ignore = "over a minute, in which istgt is locked up"]
 fn istgt_with_reservations() {
     reservations_are_refused(Backing::Istgt);
 }
