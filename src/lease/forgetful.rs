@@ -16,6 +16,7 @@ use super::counts::IoClass;
 use super::door::{Changing, Door, make_again_soon};
 use super::unflushed::{Rewrite, Unflushed};
 use crate::device::{DeviceError, Executed};
+use crate::rt::MutexGuard;
 use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES_U64, BlockNo};
 
@@ -98,9 +99,8 @@ impl Door {
         if !self.is_kept(class) {
             return Ok(None);
         }
-        self.remember()?;
-        // Between the two another reset may come: then it is as if it had come during the command.
-        self.gate.lock().in_flight += 1;
+        // Under one guard: a change that began beside a rewriting could be overtaken by what it was to replace.
+        self.remember()?.in_flight += 1;
         Ok(Some(Entered(self)))
     }
 
@@ -113,7 +113,7 @@ impl Door {
         if self.resets() == self.gate.lock().known_resets {
             return Ok(false);
         }
-        self.remember()?;
+        drop(self.remember()?);
         Ok(true)
     }
 
@@ -130,8 +130,9 @@ impl Door {
         Ok(())
     }
 
-    /// The device knows all that was written to it: what it may have forgotten has been written again.
-    fn remember(&self) -> Result<(), DeviceError> {
+    /// The device knows all that was written to it: what it may have forgotten has been written again. Nobody writes
+    /// anything again while the guard is held.
+    fn remember(&self) -> Result<MutexGuard<'_, Gate>, DeviceError> {
         let mut gate = self.gate.lock();
         loop {
             while gate.rewriting {
@@ -139,7 +140,7 @@ impl Door {
             }
             let resets = self.resets();
             if resets == gate.known_resets || is_planted(Bug::ResetsNotCounted) {
-                return Ok(());
+                return Ok(gate);
             }
             gate.rewriting = true;
             while gate.in_flight > 0 {
@@ -272,9 +273,8 @@ impl Door {
         let mut rounds = 0;
         loop {
             rounds += 1;
-            self.remember()?;
             let (mark, resets) = {
-                let gate = self.gate.lock();
+                let gate = self.remember()?;
                 (gate.unflushed.mark(), gate.known_resets)
             };
             self.check("flush", 0, Executed::No)?;
