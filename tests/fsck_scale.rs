@@ -95,7 +95,7 @@ fn large_volumes_are_read_ahead_and_found_to_be_the_same() {
 
 /// The full size; the figures are in `docs/fsck.md`.
 #[test]
-#[ignore = "minutes; for a release build"]
+#[ignore = "minutes, in a release build: docs/fsck.md has the command"]
 fn ten_million_files_on_64_tib() {
     let sizes = [(TIB, 100_000), (8 * TIB, 1_000_000), (64 * TIB, 10_000_000)];
     let all = sizes.map(|(size, files)| measured(Wish::of(size, files)));
@@ -116,7 +116,7 @@ fn ten_million_files_on_64_tib() {
 
 /// Not a test of its own: what [`measured`] starts.
 #[test]
-#[ignore = "started by the others"]
+#[ignore = "no test: the child process that the others measure"]
 fn worker() {
     measure::worker();
 }

@@ -91,19 +91,19 @@ pub fn a_frozen_guest_is_fenced(pair: &Pair) {
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn kernels_swap_exactly() {
     Pair::boot().iter().for_each(|pair| swaps_are_exact(pair, 10_000));
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn kernels_read_what_the_other_wrote() {
     Pair::boot().iter().for_each(|pair| direct_reads_see_direct_writes(pair, 100));
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn kernels_fence() {
     Pair::boot().iter().for_each(|pair| {
         for _ in 0..3 {

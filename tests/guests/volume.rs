@@ -37,8 +37,13 @@ pub fn check_device(pair: &Pair) {
     assert!(said.text().contains("verdict: good without reservations"), "{said:#?}");
 }
 
-pub fn mkfs(pair: &Pair) {
-    pair.guests[0].run(&format!("lunfs mkfs --quiet --slots 4 --profile {} /dev/sda", profile()));
+/// From one kernel reservations can't be tried; mounts that want them need a volume that says so.
+pub fn mkfs(pair: &Pair, options: &str) {
+    let reservations = if options.contains("fencing=required") { "required" } else { "auto" };
+    pair.guests[0].run(&format!(
+        "lunfs mkfs --quiet --slots 4 --profile {} --reservations {reservations} /dev/sda",
+        profile()
+    ));
 }
 
 /// Mounts in the foreground, so that the end can be seen; the command runs until then.
@@ -231,7 +236,7 @@ fn with_volume(options: &str, body: impl FnOnce(&mut Pair, &mut Vec<Running>)) {
 }
 
 pub fn on_volume(pair: &mut Pair, options: &str, body: impl FnOnce(&mut Pair, &mut Vec<Running>)) {
-    mkfs(pair);
+    mkfs(pair, options);
     let mut daemons: Vec<_> = pair.guests.iter().map(|guest| mount(guest, options)).collect();
     body(pair, &mut daemons);
     leave(pair, daemons);
@@ -248,7 +253,7 @@ pub fn brief(pair: &mut Pair) {
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_on_a_device_that_is_good() {
     let Some(pair) = Pair::boot() else { return };
     if has_backend(&pair) {
@@ -257,7 +262,7 @@ fn volume_on_a_device_that_is_good() {
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_is_coherent() {
     with_volume("", |pair, _| {
         turns(pair, 60);
@@ -266,13 +271,13 @@ fn volume_is_coherent() {
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_is_coherent_with_reservations() {
     with_volume("-o fencing=required", |pair, _| coherent(pair, 5));
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_killed_guest() {
     with_volume("", |pair, daemons| {
         for _ in 0..2 {
@@ -282,20 +287,20 @@ fn volume_survives_a_killed_guest() {
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_killed_guest_with_reservations() {
     let options = "-o fencing=required";
     with_volume(options, |pair, daemons| killed(pair, daemons, options));
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_frozen_guest() {
     with_volume("", |pair, daemons| frozen(pair, daemons, "", false));
 }
 
 #[test]
-#[ignore = "tests/guests/run all"]
+#[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_frozen_guest_with_reservations() {
     let options = "-o fencing=required";
     with_volume(options, |pair, daemons| {
