@@ -2,8 +2,8 @@
 //!
 //! A transport reads the kernel's requests and turns them into [`request::Request`]; one set of
 //! [`handlers`] calls the filesystem ([`Operations`](crate::fs::api::Operations)) and answers with a
-//! [`reply::Reply`], which the transport writes back. `fuser` is known in `fuser_transport` (and where a
-//! session is opened) only, so that a native transport can stand beside it.
+//! [`reply::Reply`], which the transport writes back. There are two ([`transport`]): our own (`native`), and one by
+//! the `fuser` library, which is known in `fuser_transport` only.
 //!
 //! What must hold, and what breaks without it:
 //!
@@ -24,7 +24,7 @@
 //!   and could not be killed any more. Facts about the mount come from /proc/self/mountinfo.
 //!
 //! Not here yet: locks of files across hosts (flock and fcntl locks are the kernel's own, valid on one host
-//! only), extended attributes and ACLs, interruption of waiting requests, syncfs, and `fuseblk`.
+//! only), extended attributes and ACLs, and `fuseblk` (without which the kernel sends no SYNCFS).
 
 pub mod capabilities;
 pub(crate) mod fusectl;
@@ -33,6 +33,7 @@ pub mod guard;
 pub mod handlers;
 pub mod mountinfo;
 pub mod mounting;
+pub(crate) mod native;
 pub mod nodes;
 pub mod notify;
 pub mod reply;
@@ -40,6 +41,8 @@ pub mod request;
 pub mod session;
 pub(crate) mod silence;
 mod taken_in;
+pub mod transport;
+pub mod waits;
 pub mod workers;
 
 pub use session::{EndReason, Session, SessionOptions};

@@ -324,6 +324,7 @@ impl Mounted {
         }));
         let session_options = SessionOptions {
             settings: settings(args, options, mountpoint.clone()),
+            transport: options.transport,
             threads: options.threads,
             pretend_old: options.kernel_old,
             max_background: options.max_background,

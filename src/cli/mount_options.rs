@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
+use crate::fuse::transport::Choice;
 use crate::volume::FencingMode;
 
 const MAX_THREADS: usize = 64;
@@ -25,6 +26,8 @@ pub struct MountOptions {
     pub remount: bool,
     /// Name of this host towards the others; default: the machine's name.
     pub host: Option<String>,
+    /// How the kernel's requests come in.
+    pub transport: Choice,
     /// Threads that serve the kernel.
     pub threads: usize,
     pub log: Option<PathBuf>,
@@ -50,6 +53,7 @@ impl Default for MountOptions {
             dir_sync: false,
             remount: false,
             host: None,
+            transport: Choice::default(),
             threads: 2,
             log: None,
             logical_block: None,
@@ -158,6 +162,7 @@ impl MountOptions {
                 "4096" => self.logical_block = Some(4096),
                 _ => return Err(bad("512 or 4096")),
             },
+            "transport" => self.transport = value.parse().map_err(|expected: String| bad(&expected))?,
             "fencing" => self.fencing = value.parse().map_err(|expected: String| bad(&expected))?,
             "cache_mib" => {
                 let mib = value.parse().ok().filter(|n| *n >= 8);

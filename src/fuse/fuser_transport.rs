@@ -25,14 +25,18 @@ use fuser::{
 use super::capabilities::{Capabilities, OfferedFlags};
 use super::handlers::Handlers;
 use super::request::{Call, Caller, Name, NodeId, Payload, Request};
+use super::transport::MAX_WRITE_BYTES;
 use crate::fs::api::{FileHandle, SetAttributes, Whence};
 
+mod opening;
 mod replies;
 
+pub(crate) use opening::open;
 use replies::{To, set_time, timestamp};
 
-/// The kernel caps a request at this anyway (256 pages), unless its administrator raised the limit.
-const MAX_WRITE_BYTES: u32 = 1 << 20;
+/// What one listing asks for. The kernel passes the program's buffer size, usually this, but the library does
+/// not pass it on.
+const LISTING_BYTES: u32 = 32 * 1024;
 
 /// What `fuser` calls.
 pub(crate) struct FuserTransport {
@@ -47,7 +51,8 @@ pub(crate) struct FuserTransport {
 impl FuserTransport {
     fn serve(&self, request: &fuser::Request, call: Call<'_>, to: To) {
         let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() };
-        self.handlers.serve(Request { caller, call }, to);
+        // INTERRUPT is refused by the library, so nobody will refer to it.
+        self.handlers.serve(Request { unique: 0, caller, call }, to);
     }
 }
 
@@ -326,7 +331,8 @@ impl Filesystem for FuserTransport {
     }
 
     fn readdir(&self, req: &fuser::Request, ino: INodeNo, _fh: Fh, offset: u64, reply: ReplyDirectory) {
-        let call = Call::ReadDirectory { node: node(ino), cookie: offset, plus: false };
+        let call =
+            Call::ReadDirectory { node: node(ino), cookie: offset, max_bytes: LISTING_BYTES, plus: false };
         self.serve(req, call, To::Directory(reply));
     }
 
@@ -338,7 +344,8 @@ impl Filesystem for FuserTransport {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let call = Call::ReadDirectory { node: node(ino), cookie: offset, plus: true };
+        let call =
+            Call::ReadDirectory { node: node(ino), cookie: offset, max_bytes: LISTING_BYTES, plus: true };
         self.serve(req, call, To::DirectoryPlus(reply));
     }
 

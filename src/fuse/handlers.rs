@@ -20,7 +20,6 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +29,7 @@ use super::notify::{Notifier, ServingMark};
 use super::reply::{EntryReply, Listing, ListingEntry, OpenReply, Reply, Responder, Validity, is_dot};
 use super::request::{Call, Caller, NodeId, Request};
 use super::taken_in::Arrival;
+use super::waits::{Waiting, Waits};
 use super::workers::WorkerPool;
 use crate::fs::api::{
     Answer, Attributes, DirEntry, FileHandle, FsError, FsResult, Hold, Meant, OpContext, Opened, Operations,
@@ -39,11 +39,8 @@ use crate::types::InodeNo;
 
 /// The longest name; the kernel's own limit is larger, so longer ones reach us.
 const MAX_NAME_BYTES: usize = 255;
-/// What one listing asks for. The kernel passes the program's buffer size, usually 32 KiB, but the
-/// transport can't see it.
-const LISTING_BYTES: usize = 32 * 1024;
-/// An entry with attributes takes about four times the room of one without.
-const LISTING_PLUS_BYTES: usize = LISTING_BYTES / 4;
+/// An entry with attributes takes about so many times the room of one without.
+const PLUS_TIMES: usize = 4;
 
 type Holds = Vec<Box<dyn Hold>>;
 /// A reply and what must stay held until it was delivered.
@@ -59,8 +56,7 @@ pub struct Handlers {
     workers: WorkerPool,
     notifier: OnceLock<Arc<Notifier>>,
     capabilities: OnceLock<Capabilities>,
-    /// The mount ends: waits for other hosts are to give up.
-    ending: Arc<AtomicBool>,
+    waits: Waits,
     /// Locks pinned by cached read-write opens until RELEASE (kernels without mmap under direct I/O).
     pins: Mutex<HashMap<FileHandle, Holds>>,
     on_panic: PanicReport,
@@ -81,7 +77,7 @@ impl Handlers {
             workers,
             notifier: OnceLock::new(),
             capabilities: OnceLock::new(),
-            ending: Arc::default(),
+            waits: Waits::default(),
             pins: Mutex::default(),
             on_panic,
         }
@@ -102,15 +98,16 @@ impl Handlers {
         // Of a thread that doesn't wait for the answer an arrival would prove nothing.
         let thread = if request.call.is_waited_for() { request.caller.pid } else { 0 };
         let arrival = self.nodes.taken_in.arrived(thread);
-        match self.perform(&request, arrival, false) {
+        match self.perform(&request, arrival, None) {
             Err(FsError::WouldWait) => {
+                let waiting = self.waits.begin(request.unique, request.caller);
                 let request = request.into_owned();
                 let me = self.clone();
                 self.workers.submit(
                     request.is_write(),
                     Box::new(move || {
                         let _mark = ServingMark::enter();
-                        let outcome = me.perform(&request, arrival, true);
+                        let outcome = me.perform(&request, arrival, Some(&waiting));
                         deliver(outcome, responder);
                     }),
                 );
@@ -131,9 +128,14 @@ impl Handlers {
         .unwrap_or(());
     }
 
+    /// The thread that waits for the answer to this request was sent a signal.
+    pub fn signalled(&self, unique: u64) {
+        self.waits.signalled(unique);
+    }
+
     /// Makes waiting requests give up, waits for them, then lets go of everything pinned.
     pub fn finish(&self, patience: Duration) -> bool {
-        self.ending.store(true, Ordering::Release);
+        self.waits.end();
         let ended = self.workers.stop(patience);
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).clear();
         ended
@@ -167,11 +169,12 @@ impl Handlers {
         })
     }
 
-    fn perform(&self, request: &Request<'_>, arrival: Arrival, may_wait: bool) -> Outcome {
+    /// Without `waiting` it may not wait.
+    fn perform(&self, request: &Request<'_>, arrival: Arrival, waiting: Option<&Waiting>) -> Outcome {
         self.guarded(|| {
-            let outcome = self.dispatch(self.context(request.caller, may_wait), arrival, &request.call);
+            let outcome = self.dispatch(self.context(request.caller, waiting), arrival, &request.call);
             match outcome {
-                Err(FsError::WouldWait) if may_wait => {
+                Err(FsError::WouldWait) if waiting.is_some() => {
                     log::error!("an operation refused to wait where it may: {:?}", request.call);
                     Err(FsError::Io("internal error".into()))
                 }
@@ -180,15 +183,13 @@ impl Handlers {
         })
     }
 
-    fn context(&self, caller: Caller, may_wait: bool) -> OpContext {
-        // The transport's library refuses INTERRUPT, so only the end of the mount interrupts a wait.
-        let interrupt = may_wait.then(|| self.ending.clone());
+    fn context(&self, caller: Caller, waiting: Option<&Waiting>) -> OpContext {
         OpContext {
             uid: caller.uid,
             gid: caller.gid,
             pid: caller.pid,
-            may_wait,
-            interrupt,
+            may_wait: waiting.is_some(),
+            interrupt: waiting.map(Waiting::give_up),
             meant: Meant::default(),
         }
     }
@@ -302,15 +303,20 @@ impl Handlers {
                 let open = OpenReply { handle: answer.value, direct_io: false, keep_cache: false };
                 Ok((Reply::Opened(open), answer.hold))
             }
-            Call::ReadDirectory { node, cookie, plus } => {
+            Call::ReadDirectory { node, cookie, max_bytes, plus } => {
                 let ino = self.means(cx, *node)?;
-                self.listing(cx, ino, *cookie, *plus)
+                let max_bytes = *max_bytes as usize / if *plus { PLUS_TIMES } else { 1 };
+                self.listing(cx, ino, *cookie, max_bytes, *plus)
             }
             Call::ReleaseDirectory { node, handle } => {
                 ops.releasedir(self.ino(*node), *handle);
                 Ok((Reply::Done, Vec::new()))
             }
             Call::Statistics => Ok((Reply::Usage(ops.statfs(cx)?), Vec::new())),
+            Call::SyncVolume => {
+                ops.sync(cx)?;
+                Ok((Reply::Done, Vec::new()))
+            }
         }
     }
 
@@ -396,8 +402,7 @@ impl Handlers {
 
     /// A listing. While it keeps the directory's lock in use it waits for no other lock: another host may hold
     /// the child's and wait for the directory's.
-    fn listing(&self, cx: &OpContext, ino: InodeNo, cookie: u64, plus: bool) -> Outcome {
-        let max_bytes = if plus { LISTING_PLUS_BYTES } else { LISTING_BYTES };
+    fn listing(&self, cx: &OpContext, ino: InodeNo, cookie: u64, max_bytes: usize, plus: bool) -> Outcome {
         let at_once = OpContext { may_wait: false, ..cx.clone() };
         loop {
             let answer = self.operations.readdir(cx, ino, cookie, max_bytes, plus)?;

@@ -46,6 +46,8 @@ impl std::ops::Deref for Payload<'_> {
 
 #[derive(Debug)]
 pub struct Request<'a> {
+    /// The kernel's number of it; zero where the kernel can't refer to it later.
+    pub unique: u64,
     pub caller: Caller,
     pub call: Call<'a>,
 }
@@ -161,6 +163,8 @@ pub enum Call<'a> {
     ReadDirectory {
         node: NodeId,
         cookie: u64,
+        /// What the reader has room for.
+        max_bytes: u32,
         plus: bool,
     },
     ReleaseDirectory {
@@ -168,12 +172,14 @@ pub enum Call<'a> {
         handle: FileHandle,
     },
     Statistics,
+    /// All of the volume that this host changed.
+    SyncVolume,
 }
 
 impl Request<'_> {
     /// The same request without ties to the transport's buffer.
     pub fn into_owned(self) -> Request<'static> {
-        Request { caller: self.caller, call: self.call.into_owned() }
+        Request { unique: self.unique, caller: self.caller, call: self.call.into_owned() }
     }
 
     /// Writes go first where requests queue: an invalidation on the way to giving up a lock waits for them.
@@ -246,9 +252,12 @@ impl Call<'_> {
             }
             Call::Seek { node, offset, whence } => Call::Seek { node, offset, whence },
             Call::OpenDirectory { node } => Call::OpenDirectory { node },
-            Call::ReadDirectory { node, cookie, plus } => Call::ReadDirectory { node, cookie, plus },
+            Call::ReadDirectory { node, cookie, max_bytes, plus } => {
+                Call::ReadDirectory { node, cookie, max_bytes, plus }
+            }
             Call::ReleaseDirectory { node, handle } => Call::ReleaseDirectory { node, handle },
             Call::Statistics => Call::Statistics,
+            Call::SyncVolume => Call::SyncVolume,
         }
     }
 }
@@ -269,7 +278,7 @@ mod tests {
             drop_privileges: false,
             durable: false,
         };
-        let request = Request { caller: Caller::default(), call }.into_owned();
+        let request = Request { unique: 0, caller: Caller::default(), call }.into_owned();
         assert!(request.is_write());
         drop(bytes);
         let Call::Write { data, offset: 3, append: true, .. } = &request.call else {

@@ -12,14 +12,12 @@
 //! directory beneath it and believe it was the volume.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::capabilities::Capabilities;
 use super::fusectl::AbortSwitch;
-use super::fuser_transport::FuserTransport;
 use super::guard::{Guard, GuardMemory, GuardOptions, Roster};
 use super::handlers::Handlers;
 use super::mountinfo;
@@ -27,6 +25,7 @@ use super::mounting::{self, MountSettings};
 use super::nodes::NodeTable;
 use super::notify::Notifier;
 use super::silence::{Place, Silencer};
+use super::transport::{Choice, Transport, Wanted};
 use super::workers::{PoolLimits, WorkerPool};
 use crate::fs::api::{KernelCaches, Operations};
 
@@ -70,6 +69,7 @@ impl EndEvents {
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
     pub settings: MountSettings,
+    pub transport: Choice,
     /// Threads that serve the kernel.
     pub threads: usize,
     /// Behave as on an old kernel.
@@ -88,7 +88,8 @@ pub struct Session {
     guard: Arc<Guard>,
     notifier: Arc<Notifier>,
     capabilities: Capabilities,
-    fuser: Option<fuser::Session<FuserTransport>>,
+    /// Until it is served.
+    transport: Option<Transport>,
     events: EndEvents,
 }
 
@@ -109,14 +110,14 @@ impl Session {
         });
         let workers = WorkerPool::new(PoolLimits::default());
         let handlers = Arc::new(Handlers::new(operations, nodes.clone(), workers, on_panic));
-        let found = Arc::new(OnceLock::new());
-        let transport = FuserTransport {
-            handlers: handlers.clone(),
-            found: found.clone(),
-            pretend_old: options.pretend_old,
+        let wanted = Wanted {
+            settings: &options.settings,
+            choice: options.transport,
+            threads: options.threads,
             max_background: options.max_background,
+            pretend_old: options.pretend_old,
         };
-        let (fuser, device_fd) = open_fuser(&options, transport)?;
+        let (transport, device_fd, capabilities) = Transport::open(&wanted, &handlers)?;
         let mountpoint = &options.settings.mountpoint;
         let device = match mountinfo::at(mountpoint)? {
             Some(entry) if entry.is_lunfs() => entry.device,
@@ -132,14 +133,14 @@ impl Session {
         let guard = started.inspect_err(|_| mounting::unmount_by_force(mountpoint, device))?;
         let notifier = Arc::new(Notifier::new(kernel.clone(), nodes, guard.clone()));
         let mut session = Session {
-            capabilities: found.get().cloned().ok_or_else(|| io::Error::other("no INIT was seen"))?,
+            capabilities,
             options,
             device,
             handlers,
             kernel,
             guard,
             notifier,
-            fuser: Some(fuser),
+            transport: Some(transport),
             events,
         };
         session.settle_capabilities();
@@ -179,8 +180,8 @@ impl Session {
 
     /// From here on requests are served.
     pub fn serve(&mut self) -> io::Result<()> {
-        let Some(fuser) = self.fuser.take() else { return Ok(()) };
-        let serving = fuser.spawn()?;
+        let Some(transport) = self.transport.take() else { return Ok(()) };
+        let serving = transport.serve()?;
         let sender = self.events.sender();
         crate::rt::try_spawn("lunfs-session", move || {
             if let Err(error) = serving.join() {
@@ -262,54 +263,9 @@ impl Session {
 impl Drop for Session {
     /// A session that was never served must not leave a mount that hangs everybody who looks at it.
     fn drop(&mut self) {
-        if self.fuser.take().is_some() {
+        if self.transport.take().is_some() {
             mounting::unmount_by_force(&self.options.settings.mountpoint, self.device);
             self.guard.end();
         }
     }
-}
-
-/// The mounted and initialised library session, and our own duplicate of its descriptor.
-fn open_fuser(
-    options: &SessionOptions,
-    transport: FuserTransport,
-) -> io::Result<(fuser::Session<FuserTransport>, OwnedFd)> {
-    let mut config = fuser::Config::default();
-    config.acl = fuser::SessionACL::All;
-    config.n_threads = Some(options.threads.max(1));
-    config.clone_fd = false;
-    let settings = &options.settings;
-    if !nix::unistd::geteuid().is_root() {
-        // fusermount3 decides what a user may do.
-        config.acl = fuser::SessionACL::Owner;
-        config.mount_options = user_options(settings);
-        let session = fuser::Session::new(transport, &settings.mountpoint, &config)?;
-        let device = session.as_fd().try_clone_to_owned()?;
-        return Ok((session, device));
-    }
-    let device = mounting::mount_as_root(settings)?;
-    let duplicate = device.try_clone()?;
-    match fuser::Session::from_fd(transport, device, config.acl, config.clone()) {
-        Ok(session) => Ok((session, duplicate)),
-        Err(error) => {
-            if let Ok(Some(top)) = mountinfo::at(&settings.mountpoint)
-                && top.is_lunfs()
-            {
-                mounting::unmount_by_force(&settings.mountpoint, top.device);
-            }
-            Err(error)
-        }
-    }
-}
-
-fn user_options(settings: &MountSettings) -> Vec<fuser::MountOption> {
-    use fuser::MountOption::*;
-    let mut options = vec![
-        FSName(settings.source.to_string_lossy().into_owned()),
-        Subtype("lunfs".into()),
-        DefaultPermissions,
-    ];
-    let flags = [(settings.read_only, RO), (settings.no_exec, NoExec), (settings.no_atime, NoAtime)];
-    options.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, option)| option));
-    options
 }

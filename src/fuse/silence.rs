@@ -15,37 +15,25 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use zerocopy::byteorder::little_endian::{I32, I64, U32, U64};
 use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
 use super::fusectl::AbortSwitch;
 use super::mounting;
+use super::native::abi::{InvalInode, OutHeader, notify};
 use super::request::NodeId;
 use crate::rt::planted::{Bug, is_planted};
 
-const NOTIFY_INVAL_INODE: i32 = 2;
-const NOTIFY_INC_EPOCH: i32 = 8;
-
-/// The header of every message to the kernel; `unique` is zero for notifications.
+/// An invalidation as it is written.
 #[derive(IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct OutHeader {
-    len: U32,
-    error: I32,
-    unique: U64,
-}
-
-#[derive(IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct InvalInode {
+struct InvalMessage {
     header: OutHeader,
-    node: U64,
-    offset: I64,
-    len: I64,
+    body: InvalInode,
 }
 
+/// Of a message that nobody asked for.
 fn header(message_bytes: usize, code: i32) -> OutHeader {
-    OutHeader { len: U32::new(message_bytes as u32), error: I32::new(code), unique: U64::new(0) }
+    OutHeader { len: (message_bytes as u32).into(), error: code.into(), unique: 0.into() }
 }
 
 /// Which mount, as the system sees it.
@@ -110,12 +98,10 @@ impl Silencer {
         }
     }
 
-    fn inval_message(node: NodeId, offset: i64) -> InvalInode {
-        InvalInode {
-            header: header(size_of::<InvalInode>(), NOTIFY_INVAL_INODE),
-            node: U64::new(node.0),
-            offset: I64::new(offset),
-            len: I64::new(0),
+    fn inval_message(node: NodeId, offset: i64) -> InvalMessage {
+        InvalMessage {
+            header: header(size_of::<InvalMessage>(), notify::INVAL_INODE),
+            body: InvalInode { node: node.0.into(), offset: offset.into(), len: 0.into() },
         }
     }
 
@@ -125,7 +111,7 @@ impl Silencer {
     }
 
     pub(crate) fn send_inc_epoch(&self) -> io::Result<()> {
-        self.send(header(size_of::<OutHeader>(), NOTIFY_INC_EPOCH).as_bytes())
+        self.send(header(size_of::<OutHeader>(), notify::INC_EPOCH).as_bytes())
     }
 
     /// Is nothing left of the mount, so that nobody can see what the kernel cached? Its root stays in the kernel's

@@ -110,6 +110,10 @@ impl Place {
             Backing::Memory => command.arg("--memfs").arg("--memfs-control").arg(self.socket()),
             Backing::Image(bytes) => command.arg("-o").arg(format!("logical_block={bytes}")),
         };
+        // The same tests for the other transport.
+        if let Ok(transport) = std::env::var("LUNFS_TEST_TRANSPORT") {
+            command.arg("-o").arg(format!("transport={transport}"));
+        }
         command
     }
 

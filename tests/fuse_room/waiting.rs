@@ -2,8 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
+use std::os::unix::process::ExitStatusExt;
+use std::os::unix::thread::JoinHandleExt;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::harness::{PATIENCE, can_mount, mount, until};
 
@@ -101,6 +109,67 @@ fn forgetting_does_not_wait_for_waiting_requests() {
     assert_eq!(lookup.join().expect("no panic").expect("stat"), 1);
     create.join().expect("no panic").expect("create");
     drop(file);
+    place.unmount();
+}
+
+/// A process is rid of at once, whomever it waits for.
+#[test]
+fn who_waits_can_be_killed() {
+    if !can_mount() {
+        return;
+    }
+    let place = mount("killed", "transport=native");
+    fs::write(place.dir().join("f"), b"f").expect("write");
+    place.pull("cacheable off");
+    place.pull("forget-names /");
+    place.pull("forget-inode f");
+    place.pull("block f");
+    // By a signal that nobody can catch, and by one that nobody does.
+    for signal in [Signal::SIGKILL, Signal::SIGINT] {
+        let mut child = std::process::Command::new("cat")
+            .arg(place.dir().join("f"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cat starts");
+        until("it waits", || place.pull("waits").starts_with('1'));
+        let asked = Instant::now();
+        kill(Pid::from_raw(child.id() as i32), signal).expect("signal");
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.signal(), Some(signal as i32));
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+        until("nobody waits", || place.pull("waits").starts_with('0'));
+    }
+    place.pull("unblock f");
+    assert_eq!(fs::read(place.dir().join("f")).expect("read"), b"f");
+    place.unmount();
+}
+
+/// A signal that a program catches doesn't end its call, as on a local filesystem.
+#[test]
+fn a_caught_signal_ends_no_wait() {
+    if !can_mount() {
+        return;
+    }
+    let place = mount("caught", "rw");
+    let path = place.dir().join("f");
+    fs::write(&path, b"f").expect("write");
+    place.pull("cacheable off");
+    place.pull("forget-names /");
+    place.pull("forget-inode f");
+    place.pull("block f");
+    let caught = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(libc::SIGUSR1, caught.clone()).expect("a handler");
+    let waiting = thread::spawn(move || fs::metadata(path).map(|m| m.len()));
+    until("it waits", || place.pull("waits").starts_with('1'));
+    // SAFETY: the thread was not joined, so its handle is good.
+    let sent = unsafe { libc::pthread_kill(waiting.as_pthread_t(), libc::SIGUSR1) };
+    assert_eq!(sent, 0);
+    thread::sleep(Duration::from_millis(300));
+    assert!(!waiting.is_finished() && place.pull("waits").starts_with('1'), "it goes on waiting");
+    place.pull("unblock f");
+    assert_eq!(waiting.join().expect("no panic").expect("no EINTR"), 1);
+    assert!(caught.load(Ordering::Acquire), "the signal came in the end");
     place.unmount();
 }
 

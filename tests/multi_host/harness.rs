@@ -360,6 +360,10 @@ impl Cluster {
         if let Backing::File(bytes) = self.backing {
             command.args(["-o", &format!("logical_block={bytes}")]);
         }
+        // The same tests for the other transport.
+        if let Ok(transport) = std::env::var("LUNFS_TEST_TRANSPORT") {
+            command.args(["-o", &format!("transport={transport}")]);
+        }
         for options in [options, self.options].into_iter().filter(|options| !options.is_empty()) {
             command.args(["-o", options]);
         }

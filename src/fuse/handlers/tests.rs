@@ -46,7 +46,7 @@ fn bench(pretend_old: bool) -> Bench {
 impl Bench {
     fn start(&self, call: Call<'_>) {
         let kernel = Kernel { fs: self.fs.clone(), replies: self.sender.clone() };
-        self.handlers.serve(Request { caller: Caller::default(), call }, kernel);
+        self.handlers.serve(Request { unique: 0, caller: Caller::default(), call }, kernel);
     }
 
     /// The reply and how many holds lived while it was delivered.
@@ -143,7 +143,9 @@ fn attributes_are_kept_only_by_a_kernel_that_has_them() {
     let (node, _) = bench.create(b"file", libc::O_RDONLY);
     let kept = |pid, call| {
         let kernel = Kernel { fs: bench.fs.clone(), replies: bench.sender.clone() };
-        bench.handlers.serve(Request { caller: Caller { pid, ..Caller::default() }, call }, kernel);
+        bench
+            .handlers
+            .serve(Request { unique: 0, caller: Caller { pid, ..Caller::default() }, call }, kernel);
         match bench.replies.recv_timeout(PATIENCE).expect("a reply").0 {
             Reply::Attributes { valid_for, .. } => !valid_for.is_zero(),
             _ => panic!("no attributes"),
