@@ -24,6 +24,13 @@ pub enum IoClass {
     Farewell,
 }
 
+impl IoClass {
+    /// Nothing rests on it; its writer looks at it again and puts it right.
+    pub(super) fn is_hint(self) -> bool {
+        matches!(self, IoClass::Demand | IoClass::Wish)
+    }
+}
+
 pub(super) const CLASSES: usize = 9;
 
 /// Commands issued through a door, by class.

@@ -190,7 +190,7 @@ impl Door {
     /// A plain change whose answer never came may still execute, over what another host writes there once it has
     /// the lock. So its caller, who holds the lock, stays here until the device can't hold the command any longer,
     /// and the change is made again. A lease that ends meanwhile leaves the waiting to the others: their dead
-    /// time contains the hold time.
+    /// time contains the hold time. Hints ([`IoClass::is_hint`]) are not waited for: the error is the caller's.
     fn until_known(
         &self,
         class: IoClass,
@@ -212,6 +212,12 @@ impl Door {
             match outcome {
                 Err(e) if e.may_come_later() && is_planted(Bug::LateWriteNotAwaited) => return Ok(()),
                 Err(DeviceError::Fenced { .. }) if is_planted(Bug::ConflictIgnored) => return Ok(()),
+                // Whoever writes a hint looks at it again. To wait here would keep a host from hearing others for as long
+                // as the device can hold a write, which may be longer than its lease.
+                Err(e) if e.may_come_later() && class.is_hint() && !is_planted(Bug::HintAwaited) => {
+                    self.may_come_until(issued + self.geometry.hold_time);
+                    return Err(e);
+                }
                 Err(e) if e.may_come_later() => self.wait_until_gone(&e, issued),
                 // The path failed in the middle, and another may serve: at once, while the lease is whole.
                 Err(e) if e.is_to_be_made_again() => {
@@ -234,13 +240,16 @@ impl Door {
     pub(super) fn wait_until_gone(&self, error: &DeviceError, issued: Instant) {
         log::warn!("{error}; it is made again once it can't come any more");
         let gone = issued + self.geometry.hold_time;
-        {
-            let mut until = self.may_come_until.lock();
-            *until = (*until).max(Some(gone));
-        }
+        self.may_come_until(gone);
         while self.lease.allows() && Instant::now() < gone {
             rt::sleep(HOLD_CHECK.min(gone.saturating_duration_since(Instant::now())));
         }
+    }
+
+    /// A command that timed out may come until then.
+    fn may_come_until(&self, gone: Instant) {
+        let mut until = self.may_come_until.lock();
+        *until = (*until).max(Some(gone));
     }
 
     /// Who was shut out of the device is dead to the others.

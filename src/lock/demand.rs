@@ -177,11 +177,20 @@ impl Demand {
         if let Some(bytes) = bytes.first_chunk_mut::<BLOCK_BYTES>() {
             block.encode(self.ats.volume(), bytes);
         }
-        let written = self.ats.door().write(class, block.address, &bytes);
-        if written.is_err() {
-            own.stale = true;
+        match self.ats.door().write(class, block.address, &bytes) {
+            Ok(()) => Ok(()),
+            // It may be there, come late over the next one, or never: the net writes it again, and looks whether what it
+            // wrote is what stands there.
+            Err(e) if e.may_come_later() && self.ats.door().lease().allows() => {
+                log::warn!("what this host wants: {e}; written again within a second");
+                own.stale = true;
+                Ok(())
+            }
+            Err(e) => {
+                own.stale = true;
+                Err(e.into())
+            }
         }
-        Ok(written?)
     }
 
     /// Rings at a host: our bit, unless it is set there.
@@ -343,17 +352,17 @@ impl Demand {
 
     /// The safety net: our ended wishes go, and everybody's standing wishes are read.
     fn net(&self) -> Result<(), AtsError> {
+        // Whoever writes it just now may wait for an answer that was lost; this thread has others to hear.
+        if let Some(mut own) = self.own.try_lock()
+            && own.stale
         {
-            let mut own = self.own.lock();
-            if own.stale {
-                self.publish(&mut own, IoClass::Demand)?;
-            }
+            self.publish(&mut own, IoClass::Demand)?;
         }
         let living = self.peers.living();
         if living.is_empty() {
             return Ok(());
         }
-        let sequence = self.own.lock().sequence;
+        let sequence = self.own.try_lock().map(|own| own.sequence);
         let slots = || living.iter().map(|o| o.slot).chain([self.me.slot]);
         let (Some(first), Some(last)) = (slots().min(), slots().max()) else { return Ok(()) };
         let count = usize::from(last.0 - first.0) + 1;
@@ -370,12 +379,14 @@ impl Demand {
             }
         }
         let ours = block_of(self.me.slot);
-        let as_written = |b: RequestBlock| b.incarnation == self.me.incarnation && b.sequence == sequence;
-        if !ours.is_some_and(as_written) && !is_planted(Bug::WishNotReadBack) {
+        let as_written =
+            |b: RequestBlock| b.incarnation == self.me.incarnation && Some(b.sequence) == sequence;
+        if sequence.is_some() && !ours.is_some_and(as_written) && !is_planted(Bug::WishNotReadBack) {
             // The device forgot it, or a late write of an earlier life came over it: nobody would know what we
             // want, or all would believe that we want what we had long ago.
-            let mut own = self.own.lock();
-            if own.sequence == sequence {
+            if let Some(mut own) = self.own.try_lock()
+                && Some(own.sequence) == sequence
+            {
                 self.publish(&mut own, IoClass::Demand)?;
             }
         }

@@ -79,6 +79,8 @@ pub enum Bug {
     FailedFlushForgotten,
     /// A plain write whose answer never came counts as written.
     LateWriteNotAwaited,
+    /// A hint of unknown outcome is waited for like a change.
+    HintAwaited,
     /// A host is dead though its device may still hold what it sent.
     HoldTimeForgotten,
     /// The beat goes on though nobody looks at the doorbell.
@@ -141,7 +143,7 @@ pub enum Bug {
 
 impl Bug {
     /// All whose absence does harm: that of `RenameLockNotTaken` does none (`docs/testing.md`).
-    pub const ALL: [Bug; 56] = [
+    pub const ALL: [Bug; 57] = [
         Bug::RevokesForgotten,
         Bug::ReplayByOwner,
         Bug::NoSwapBeforeReplay,
@@ -174,6 +176,7 @@ impl Bug {
         Bug::ResetsNotCounted,
         Bug::FailedFlushForgotten,
         Bug::LateWriteNotAwaited,
+        Bug::HintAwaited,
         Bug::HoldTimeForgotten,
         Bug::DeafAndBeating,
         Bug::WithdrawalNotTold,

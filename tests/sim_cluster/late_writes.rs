@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lunfs::device::sim::{CommandKind, Fault, FaultRule};
+use lunfs::device::sim::{CommandKind, Fault, FaultRule, SimLunOptions};
 use lunfs::fs::api::{FsResult, Operations};
 use lunfs::rt;
 use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
-use lunfs::testing::cluster::{Cluster, cx};
+use lunfs::testing::cluster::{Cluster, Formatted, cx};
 use lunfs::types::InodeNo;
 
 use super::model::{LONG, volumes};
@@ -65,5 +65,60 @@ pub fn late_write(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
 fn a_late_write_never_comes_over_another_hosts() {
     for seed in seeds(0..16) {
         late_write(seed, None).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// What a host wants is written where others read it, and the answer to that write is lost, or the write comes late, on a
+/// device that may hold a write for longer than a lease. It is a hint: nobody may wait for it, or the host that asks can't
+/// hear what others ask of it for as long, and loses its lease.
+pub fn late_wish(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let lun = SimLunOptions { hold_time: Duration::from_secs(20), ..SimLunOptions::default() };
+    let volume = Formatted::tiny_on(8, lun);
+    Simulation::new(seed)
+        .max_time(LONG)
+        .planted(bug)
+        .try_run(move || {
+            let cluster = Cluster::start(&volume, 2);
+            let root = cluster.root();
+            let make = |name: &[u8]| {
+                cluster.on(0, |fs| {
+                    let ino = fs.mknod(&cx(), root, name, 0o644, 0).unwrap().value.ino;
+                    write(fs, ino, 1).unwrap();
+                    ino
+                })
+            };
+            let files = [make(b"first"), make(b"second")];
+            let host = &cluster.hosts[1];
+            let block = cluster.superblock.geometry.request(host.volume.heartbeat().me().slot).offset_bytes();
+            let mut rng = SimRng::new(seed, 71);
+            let late = Fault::Late(Duration::from_millis(rng.between(2_100, 19_000)));
+            let fault = if seed.is_multiple_of(3) { Fault::LostAnswer } else { late };
+            cluster.lun.inject(FaultRule {
+                bytes: Some(block..block + BLOCK as u64),
+                ..FaultRule::next_of(fault, host.tag, CommandKind::Write)
+            });
+            for ino in files {
+                let begun = rt::Instant::now();
+                cluster.on(1, |fs| write(fs, ino, 2).unwrap());
+                let took = begun.elapsed();
+                assert!(took < Duration::from_secs(7), "a wait of {took:?} for a host that is well");
+                rt::sleep(Duration::from_secs(3));
+            }
+            assert_eq!(cluster.lun.fault_hits().1, 0, "the fault hit nothing");
+            // Whatever comes late has come, and was put right.
+            rt::sleep(Duration::from_secs(30));
+            for ino in files {
+                cluster.on(0, |fs| write(fs, ino, 3).unwrap());
+                cluster.on(1, |fs| assert_eq!(shown(fs, ino), [3; 2 * BLOCK]));
+            }
+            cluster.finish();
+        })
+        .map(drop)
+}
+
+#[test]
+fn a_wish_whose_answer_is_lost_costs_nobody_a_lease() {
+    for seed in seeds(0..12) {
+        late_wish(seed, None).unwrap_or_else(|e| panic!("{e}"));
     }
 }

@@ -251,6 +251,7 @@ fn who_notices(bug: Bug) -> Suite {
         Bug::ResetsNotCounted => (living_power, "power", 12),
         Bug::FailedFlushForgotten => (scenes::failed_flush, "failed flush", 8),
         Bug::LateWriteNotAwaited => (late_writes::late_write, "late writes", 8),
+        Bug::HintAwaited => (late_writes::late_wish, "late wish", 8),
         Bug::HoldTimeForgotten => (scenes::held_write, "held write", 8),
         Bug::DeafAndBeating => (scenes::deaf, "deaf", 4),
         Bug::WithdrawalNotTold => (withdrawal::failing_commit, "withdrawal", 4),
