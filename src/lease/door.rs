@@ -154,12 +154,13 @@ impl Door {
         counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         let small = buf.len() <= BLOCK_BYTES;
         loop {
+            let nothing_forgotten = self.before_read(class)?;
             timed(|| self.device.read(at.offset_bytes(), buf), small.then_some(&self.small_read_time))?;
             if class == IoClass::Farewell {
                 return Ok(());
             }
             self.check("read", at.offset_bytes(), Executed::Maybe)?;
-            if !self.read_too_early(class)? {
+            if nothing_forgotten.is_none_or(|since| self.is_still_so(since)) {
                 return Ok(());
             }
         }

@@ -104,17 +104,21 @@ impl Door {
         Ok(Some(Entered(self)))
     }
 
-    /// Was what this command read there before the device forgot? Then it has been written again by now, and is to be read
-    /// again.
-    pub(super) fn read_too_early(&self, class: IoClass) -> Result<bool, DeviceError> {
+    /// To be asked before a read is issued: the resets up to which nothing is forgotten, for
+    /// [`is_still_so`](Self::is_still_so) once it was answered. `None`: what it reads is not kept here.
+    ///
+    /// Asking afterwards alone is not enough: a read that is issued while older content is written again, and is
+    /// answered after that, finds everything in order and has what was there before.
+    pub(super) fn before_read(&self, class: IoClass) -> Result<Option<u64>, DeviceError> {
         if !self.is_kept(class) || is_planted(Bug::ResetsNotCounted) || is_planted(Bug::ReadBeforeRewrite) {
-            return Ok(false);
+            return Ok(None);
         }
-        if self.resets() == self.gate.lock().known_resets {
-            return Ok(false);
-        }
-        drop(self.remember()?);
-        Ok(true)
+        Ok(Some(self.remember()?.known_resets))
+    }
+
+    /// Has the device forgotten nothing since? Otherwise what was read is to be read again.
+    pub(super) fn is_still_so(&self, known_resets: u64) -> bool {
+        self.resets() == known_resets && self.gate.lock().known_resets == known_resets
     }
 
     /// Before a swap of a block: what was written there is durable, or writing it again would undo the swap.
