@@ -286,6 +286,16 @@ pub trait Operations: Send + Sync {
         mode: u32,
         flags: i32,
     ) -> FsResult<Answer<(Attributes, Opened)>>;
+    /// Makes a regular file without a name and opens it. Unless `flags` say O_EXCL, `link` may give it one.
+    fn tmpfile(
+        &self,
+        _cx: &OpContext,
+        _parent: InodeNo,
+        _mode: u32,
+        _flags: i32,
+    ) -> FsResult<Answer<(Attributes, Opened)>> {
+        Err(FsError::NotSupported)
+    }
     /// At most `len` bytes; fewer only at the end of the file.
     fn read(
         &self,

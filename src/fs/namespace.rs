@@ -13,8 +13,7 @@ use super::op::{Fail, Needs, Op, OpResult};
 use super::{Fs, now_after};
 use crate::alloc::{Need, Space};
 use crate::layout::geometry::lock_of_inode;
-use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
-
+use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk, LINKABLE};
 use crate::layout::{Block, Header, Magic};
 use crate::lock::{Access, Guard, Mode};
 use crate::types::{BLOCK_BYTES, InodeNo};
@@ -221,11 +220,10 @@ impl Fs {
         if makes_dir && parent_body.nlink.get() >= MAX_LINKS {
             return Err(FsError::TooManyLinks.into());
         }
-        let inherits = parent_body.mode.get() & libc::S_ISGID != 0;
-        let gid = if inherits { parent_body.gid.get() } else { cx.gid };
+        let gid = group_in(cx, parent_body);
         let mut mode = make.mode;
-        if inherits && makes_dir {
-            mode |= libc::S_ISGID;
+        if makes_dir {
+            mode |= parent_body.mode.get() & libc::S_ISGID;
         }
         let level = op.dir_level(&dir, parent)?;
         let long = make.target.is_some_and(|t| t.len() > CONTENT_BYTES);
@@ -263,7 +261,13 @@ impl Fs {
     }
 
     /// Resets every field of an inode that is used anew; its generation rises.
-    fn begin_inode(&self, op: &mut Op<'_>, guard: &Arc<Guard>, ino: InodeNo, mode: u32) -> OpResult<u32> {
+    pub(super) fn begin_inode(
+        &self,
+        op: &mut Op<'_>,
+        guard: &Arc<Guard>,
+        ino: InodeNo,
+        mode: u32,
+    ) -> OpResult<u32> {
         let block = op.plan.read(guard, ino.body(), Magic::Inode)?;
         let old = InodeDisk::of(&block);
         if old.form() != Form::Free {
@@ -314,22 +318,32 @@ impl Fs {
             if is_directory(body) {
                 return Err(FsError::NotPermitted.into());
             }
-            if body.nlink.get() == 0 {
+            let is_first = body.nlink.get() == 0;
+            if is_first && body.flags.get() & LINKABLE == 0 {
                 return Err(FsError::NotFound.into());
             }
             if body.nlink.get() >= MAX_LINKS {
                 return Err(FsError::TooManyLinks.into());
             }
             let target = target_of(ino, body);
+            let orphanage = is_first.then(|| InodeNo(body.parent.get()));
             if op.find(&dir, parent, name)?.is_some() {
                 return Err(FsError::Exists.into());
             }
             let level = op.dir_level(&dir, parent)?;
             let need = Need { blocks: DirTree::insert_cost(level).allocations, inode: false };
             let space = op.space(self.geometry.cluster_of(parent.body()), need)?;
-            op.enter(&dir, parent, name, target, &space)?;
+            let key = op.enter(&dir, parent, name, target, &space)?;
+            if let Some(orphanage) = orphanage {
+                op.leave_orphans(orphanage, ino)?;
+            }
             let body = op.change(&guard, ino)?;
             body.nlink = U32::new(body.nlink.get() + 1);
+            if is_first {
+                body.flags = U32::new(body.flags.get() & !LINKABLE);
+                body.parent = U64::new(parent.0);
+                body.parent_key = U64::new(key);
+            }
             touch(body);
             Ok(attributes(ino, body))
         })
@@ -447,6 +461,11 @@ impl Fs {
         answer.hold.extend(extra.iter().map(|guard| Box::new(guard.in_use()) as _));
         Ok(answer)
     }
+}
+
+/// The group of what is made in a directory.
+pub(super) fn group_in(cx: &OpContext, parent: &InodeDisk) -> u32 {
+    if parent.mode.get() & libc::S_ISGID != 0 { parent.gid.get() } else { cx.gid }
 }
 
 /// What a directory entry says of an inode.

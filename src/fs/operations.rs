@@ -185,6 +185,18 @@ impl Operations for Fs {
         }
     }
 
+    fn tmpfile(
+        &self,
+        cx: &OpContext,
+        parent: InodeNo,
+        mode: u32,
+        flags: i32,
+    ) -> FsResult<Answer<(Attributes, Opened)>> {
+        let Answer { value: (attributes, handle), valid_for, hold } =
+            self.do_tmpfile(cx, parent, mode, flags)?;
+        Ok(Answer { value: (attributes, opened(handle, flags)), valid_for, hold })
+    }
+
     fn read(
         &self,
         cx: &OpContext,

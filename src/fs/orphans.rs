@@ -11,16 +11,16 @@ use std::time::Duration;
 use zerocopy::little_endian::{U32, U64};
 
 use super::Fs;
-use super::api::{Answer, FsError, FsResult, OpContext};
-use super::attr::{is_directory, touch};
+use super::api::{Answer, Attributes, FileHandle, FsError, FsResult, OpContext};
+use super::attr::{attributes, is_directory, touch};
 use super::dirtree::DirTree;
-use super::namespace::target_of;
-use super::op::{Needs, Op, OpResult};
-use crate::alloc::Need;
+use super::namespace::{group_in, target_of};
+use super::op::{Fail, Needs, Op, OpResult};
+use crate::alloc::{Need, Space};
 use crate::device::AlignedBuf;
 use crate::heartbeat::Liveness;
 use crate::layout::Block;
-use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
+use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk, LINKABLE};
 use crate::lease::IoClass;
 use crate::lock::Guard;
 use crate::rt::Instant;
@@ -73,6 +73,32 @@ enum Reap {
 
 fn name_of(ino: InodeNo) -> Vec<u8> {
     format!("{:016x}", ino.0).into_bytes()
+}
+
+impl Op<'_> {
+    /// Puts an inode into the list of those without a name.
+    fn enter_orphans(
+        &mut self,
+        orphans: &Arc<Guard>,
+        directory: InodeNo,
+        guard: &Arc<Guard>,
+        ino: InodeNo,
+        space: &Arc<Space>,
+    ) -> OpResult<()> {
+        let block = self.body(guard, ino)?;
+        let target = target_of(ino, InodeDisk::of(&block));
+        let key = self.enter(orphans, directory, &name_of(ino), target, space)?;
+        let body = self.change(guard, ino)?;
+        body.parent = U64::new(directory.0);
+        body.parent_key = U64::new(key);
+        Ok(())
+    }
+
+    /// Takes an inode that gets a name out of that list.
+    pub(super) fn leave_orphans(&mut self, directory: InodeNo, ino: InodeNo) -> OpResult<()> {
+        let orphans = self.write_inode(directory)?;
+        self.leave(&orphans, directory, &name_of(ino)).map(drop)
+    }
 }
 
 impl Fs {
@@ -139,13 +165,48 @@ impl Fs {
         let level = op.dir_level(&orphans, dir)?;
         let need = Need { blocks: DirTree::insert_cost(level).allocations, inode: false };
         let space = op.space(None, need)?;
-        let block = op.body(guard, ino)?;
-        let target = target_of(ino, InodeDisk::of(&block));
-        let key = op.enter(&orphans, dir, &name_of(ino), target, &space)?;
-        let body = op.change(guard, ino)?;
-        body.parent = U64::new(dir.0);
-        body.parent_key = U64::new(key);
+        op.enter_orphans(&orphans, dir, guard, ino, &space)?;
         Ok(Some(Unnamed { ino, open }))
+    }
+
+    /// A file that has no name yet: an orphan from the beginning, open from the beginning.
+    pub(super) fn do_tmpfile(
+        &self,
+        cx: &OpContext,
+        parent: InodeNo,
+        mode: u32,
+        flags: i32,
+    ) -> FsResult<Answer<(Attributes, FileHandle)>> {
+        self.may_change()?;
+        let orphanage = self.geometry.orphan_directory(self.locks.me().slot);
+        let mut registered = None;
+        let answer = self.run(cx, Needs::read(&[parent]), |op| {
+            let dir = op.read_inode(parent)?;
+            let block = op.living_directory(&dir, parent)?;
+            let gid = group_in(cx, InodeDisk::of(&block));
+            let orphans = op.write_inode(orphanage)?;
+            let level = op.dir_level(&orphans, orphanage)?;
+            let need = Need { blocks: DirTree::insert_cost(level).allocations, inode: true };
+            let space = op.space(self.geometry.cluster_of(parent.body()), need)?;
+            let Some((ino, guard)) = self.alloc.inode(&mut op.plan, &space)? else { return Err(Fail::Again) };
+            let guard = op.adopt(ino, guard);
+            self.begin_inode(op, &guard, ino, mode & 0o7777 | libc::S_IFREG)?;
+            op.enter_orphans(&orphans, orphanage, &guard, ino, &space)?;
+            let body = op.change(&guard, ino)?;
+            body.uid = U32::new(cx.uid);
+            body.gid = U32::new(gid);
+            body.flags = U32::new(if flags & libc::O_EXCL == 0 { LINKABLE } else { 0 });
+            let attributes = attributes(ino, body);
+            // Under the guard: whoever frees orphans sees the open.
+            let handle = self.open_handle(ino, flags);
+            registered = Some(handle);
+            Ok((attributes, handle))
+        });
+        match &answer {
+            Ok(answer) => drop(self.watch_orphan(orphanage, answer.value.0.ino)),
+            Err(_) => drop(registered.map(|handle| self.close_handle(handle))),
+        }
+        answer
     }
 
     /// Can everything it has be freed in one step?

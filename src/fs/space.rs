@@ -13,12 +13,10 @@ use super::data::MAX_FILE_BYTES;
 use super::extents::{Extent, ExtentTree, Mapping, Run};
 use super::op::{Needs, Op, OpResult};
 use crate::device::AlignedBuf;
-use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk};
+use crate::layout::inode::{CONTENT_BYTES, Form, InodeDisk, TRUNCATING};
 use crate::rt::planted::{Bug, is_planted};
 use crate::types::{BLOCK_BYTES_U64, InodeNo};
 
-/// Flag of a body: extents behind the end of the file wait to be freed.
-pub(super) const TRUNCATING: u32 = 1;
 /// Extents handled by one step.
 const STEP: u32 = 8;
 /// Blocks that one step of fallocate takes.

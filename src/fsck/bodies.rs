@@ -2,13 +2,13 @@
 
 use super::finding::{Finding, Kind, Place};
 use super::inodes::{Directory, Index, Known};
-use super::rules::{self, TRUNCATING};
+use super::rules;
 use super::view::{BadNode, Nodes};
 use super::{Checker, FsckError};
 use crate::fs::dirtree::DirTree;
 use crate::fs::extents::{Extent, ExtentTree, MAX_FILE_BLOCKS};
 use crate::layout::geometry::{GROUP_BLOCKS, GROUP_INODES};
-use crate::layout::inode::{Form, InodeDisk};
+use crate::layout::inode::{Form, InodeDisk, TRUNCATING};
 use crate::layout::lock::LockKind;
 use crate::layout::{Block, LayoutError};
 use crate::tree::TreeVisitor;

@@ -189,7 +189,7 @@ impl<'d> One<'_, 'd> {
             }
             // The next host that writes to it frees them, as it does after a truncation that was cut short.
             (Kind::BehindEnd, Place::Inode(ino)) => self.change(InodeNo(ino), |body| {
-                body.flags = U32::new(body.flags.get() | super::rules::TRUNCATING);
+                body.flags = U32::new(body.flags.get() | crate::layout::inode::TRUNCATING);
             }),
             (Kind::DirectoryEntries, Place::Inode(ino)) => {
                 self.change(InodeNo(ino), |body| body.entries = U64::new(finding.should_be))

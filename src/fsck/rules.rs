@@ -6,14 +6,10 @@
 use super::finding::{Finding, Kind, Place};
 use crate::layout::cluster::{ClusterHeader, ClusterMap};
 use crate::layout::geometry::Geometry;
-use crate::layout::inode::{Form, InodeDisk};
+use crate::layout::inode::{Form, InodeDisk, KNOWN_FLAGS};
 use crate::layout::lock::{LockKind, LockMode, LockRecord};
 use crate::layout::slot::{SlotRecord, SlotState};
 use crate::types::{Incarnation, MAX_SLOTS, Slot, SlotSet};
-
-/// Flag of a body: extents behind the end wait to be freed.
-pub const TRUNCATING: u32 = 1;
-const KNOWN_FLAGS: u32 = TRUNCATING;
 
 /// What contradicts itself in a slot of a volume with so many slots.
 pub fn slot_contradiction(record: &SlotRecord, slots: u16) -> Option<&'static str> {

@@ -207,6 +207,16 @@ impl Handlers {
                 let ino = self.means(cx, *node)?;
                 Ok(self.attributes(arrival, *node, ops.getattr(cx, ino)?))
             }
+            Call::GetAllAttributes { node } => {
+                let ino = self.means(cx, *node)?;
+                let answer = ops.getattr(cx, ino)?;
+                match self.attributes(arrival, *node, answer) {
+                    (Reply::Attributes { node, attributes, valid_for }, hold) => {
+                        Ok((Reply::AllAttributes { node, attributes, valid_for }, hold))
+                    }
+                    other => Ok(other),
+                }
+            }
             Call::SetAttributes { node, set } => {
                 let ino = self.means(cx, *node)?;
                 Ok(self.attributes(arrival, *node, ops.setattr(cx, ino, set)?))
@@ -259,11 +269,11 @@ impl Handlers {
             Call::Create { parent, name, mode, flags } => {
                 check_name(name)?;
                 let parent = self.means(cx, *parent)?;
-                let answer = ops.create(cx, parent, name, *mode, *flags)?;
-                let (attributes, opened) = answer.value;
-                let (reply, hold) = self.opened(opened, *flags, answer.hold);
-                let entry = self.entry_reply(arrival, attributes, answer.valid_for)?;
-                Ok((Reply::Created(entry, reply), hold))
+                self.created(arrival, ops.create(cx, parent, name, *mode, *flags)?, *flags)
+            }
+            Call::CreateUnnamed { parent, mode, flags } => {
+                let parent = self.means(cx, *parent)?;
+                self.created(arrival, ops.tmpfile(cx, parent, *mode, *flags)?, *flags)
             }
             Call::Read { node, handle, offset, len } => {
                 let ino = self.means(cx, *node)?;
@@ -357,6 +367,13 @@ impl Handlers {
         let answer = self.operations.open(cx, ino, flags)?;
         let (reply, hold) = self.opened(answer.value, flags, answer.hold);
         Ok((Reply::Opened(reply), hold))
+    }
+
+    fn created(&self, arrival: Arrival, answer: Answer<(Attributes, Opened)>, flags: i32) -> Outcome {
+        let (attributes, opened) = answer.value;
+        let (reply, hold) = self.opened(opened, flags, answer.hold);
+        let entry = self.entry_reply(arrival, attributes, answer.valid_for)?;
+        Ok((Reply::Created(entry, reply), hold))
     }
 
     /// How the kernel treats the open file. Where it can't map a file under direct I/O, a read-write open is

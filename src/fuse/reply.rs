@@ -91,6 +91,12 @@ pub enum Reply {
         attributes: Attributes,
         valid_for: Duration,
     },
+    /// The time of birth as well.
+    AllAttributes {
+        node: NodeId,
+        attributes: Attributes,
+        valid_for: Duration,
+    },
     Target(Vec<u8>),
     Data(AlignedBuf),
     Opened(OpenReply),

@@ -62,6 +62,10 @@ pub enum Call<'a> {
     GetAttributes {
         node: NodeId,
     },
+    /// The time of birth as well.
+    GetAllAttributes {
+        node: NodeId,
+    },
     SetAttributes {
         node: NodeId,
         set: SetAttributes,
@@ -112,6 +116,12 @@ pub enum Call<'a> {
     Create {
         parent: NodeId,
         name: Name<'a>,
+        mode: u32,
+        flags: i32,
+    },
+    /// A regular file without a name.
+    CreateUnnamed {
+        parent: NodeId,
         mode: u32,
         flags: i32,
     },
@@ -208,6 +218,8 @@ impl Call<'_> {
         match self {
             Call::Lookup { parent, name } => Call::Lookup { parent, name: own(name) },
             Call::GetAttributes { node } => Call::GetAttributes { node },
+            Call::GetAllAttributes { node } => Call::GetAllAttributes { node },
+            Call::CreateUnnamed { parent, mode, flags } => Call::CreateUnnamed { parent, mode, flags },
             Call::SetAttributes { node, set } => Call::SetAttributes { node, set },
             Call::ReadLink { node } => Call::ReadLink { node },
             Call::MakeNode { parent, name, mode, rdev } => {

@@ -11,6 +11,13 @@ use crate::types::{BLOCK_BYTES, InodeNo, VolumeId};
 pub const CONTENT_OFFSET: usize = 256;
 pub const CONTENT_BYTES: usize = BLOCK_BYTES - CONTENT_OFFSET;
 
+/// Flag of a body: extents behind the end of the file wait to be freed.
+pub const TRUNCATING: u32 = 1;
+/// Flag of a body: made without a name, which it may get.
+pub const LINKABLE: u32 = 2;
+/// Flags of a body that this program knows.
+pub const KNOWN_FLAGS: u32 = TRUNCATING | LINKABLE;
+
 /// What the content area holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {

@@ -8,9 +8,8 @@ use super::{Scrub, ScrubError};
 use crate::fs::dirtree::{DirTarget, DirTree};
 use crate::fs::extents::{ExtentTree, MAX_FILE_BLOCKS};
 use crate::fsck::finding::{Finding, Kind, Place};
-use crate::fsck::rules::TRUNCATING;
 use crate::inspect::names::printable;
-use crate::layout::inode::{Form, InodeDisk};
+use crate::layout::inode::{Form, InodeDisk, TRUNCATING};
 use crate::tree::TreeVisitor;
 use crate::types::{BLOCK_BYTES_U64, BlockNo, InodeNo};
 

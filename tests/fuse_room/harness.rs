@@ -31,6 +31,11 @@ pub fn can_mount() -> bool {
     root && device
 }
 
+/// Do mounts have what only our own transport carries?
+pub fn native() -> bool {
+    std::env::var("LUNFS_TEST_TRANSPORT").map_or(true, |transport| transport == "native")
+}
+
 pub fn lunfs() -> Command {
     Command::new(env!("CARGO_BIN_EXE_lunfs"))
 }

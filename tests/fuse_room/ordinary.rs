@@ -9,11 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::statvfs::statvfs;
 
-use super::harness::{Backing, Place, can_mount, mount_on};
+use super::harness::{Backing, Place, can_mount, lunfs, mount_on, native};
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("opens")
@@ -351,5 +354,89 @@ fn set_user_id_bits_go_when_somebody_else_writes() {
         assert_eq!(mode(&path), 0o6777, "root keeps the bits");
         std::os::unix::fs::chown(&path, Some(1000), None).expect("chown");
         assert_eq!(mode(&path), 0o777, "a new owner doesn't get them");
+    }
+}
+
+fn without_a_name(dir: &Path, flags: i32) -> File {
+    let flags = libc::O_TMPFILE | flags;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .mode(0o640)
+        .open(dir)
+        .expect("no name needed")
+}
+
+fn give_name(file: &File, path: &Path) -> nix::Result<()> {
+    let number = format!("/proc/self/fd/{}", file.as_raw_fd());
+    nix::unistd::linkat(AT_FDCWD, number.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+}
+
+/// O_TMPFILE: a file gets its name when it is whole, or never had one.
+#[test]
+fn files_without_a_name() {
+    if !can_mount() || !native() {
+        return;
+    }
+    for bytes in [512, 4096] {
+        let place = mount_on("unnamed", "rw", Backing::Image(bytes));
+        let dir = place.dir().join("d");
+        fs::create_dir(&dir).expect("mkdir");
+        let file = without_a_name(&dir, 0);
+        file.write_all_at(&[7; 10_000], 0).expect("write");
+        let before = file.metadata().expect("stat");
+        assert_eq!((before.nlink(), before.len(), before.mode() & 0o7777), (0, 10_000, 0o640));
+        assert_eq!(fs::read_dir(&dir).expect("listing").count(), 0);
+        give_name(&file, &dir.join("named")).expect("link");
+        assert_eq!(fs::read(dir.join("named")).expect("read"), [7; 10_000]);
+        assert_eq!(give_name(&file, &dir.join("named")), Err(Errno::EEXIST));
+        give_name(&file, &dir.join("again")).expect("link");
+        let after = file.metadata().expect("stat");
+        assert_eq!((after.nlink(), after.ino()), (2, before.ino()));
+        drop(file);
+        fs::remove_file(dir.join("again")).expect("unlink");
+
+        // Its last name gone, it never gets one again.
+        let file = without_a_name(&dir, 0);
+        give_name(&file, &dir.join("gone")).expect("link");
+        fs::remove_file(dir.join("gone")).expect("unlink");
+        assert_eq!(give_name(&file, &dir.join("back")), Err(Errno::ENOENT));
+        drop(file);
+        let file = without_a_name(&dir, libc::O_EXCL);
+        assert_eq!(give_name(&file, &dir.join("never")), Err(Errno::ENOENT));
+        file.write_all_at(&[8; 1 << 20], 0).expect("write");
+        drop(file);
+
+        drop(without_a_name(&dir, 0));
+        assert_eq!(fs::read_dir(&dir).expect("listing").count(), 1);
+        place.unmount();
+        let checked = lunfs().args(["fsck", "-n"]).arg(&place.name).output().expect("fsck runs");
+        assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    }
+}
+
+/// A kernel told so tells programs when a file was made.
+#[test]
+fn the_time_of_birth_stays() {
+    if !can_mount() || !native() {
+        return;
+    }
+    for backing in [Backing::Memory, Backing::Image(512)] {
+        let place = mount_on("birth", "rw", backing);
+        let path = place.dir().join("f");
+        fs::write(&path, b"f").expect("write");
+        let born = || fs::metadata(&path).expect("stat").created().expect("a time of birth");
+        let first = born();
+        let age = SystemTime::now().duration_since(first).unwrap_or_default();
+        assert!(age < Duration::from_secs(60), "{age:?}");
+        fs::write(&path, b"more").expect("write");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        File::options().write(true).open(&path).and_then(|f| f.set_modified(long_ago)).expect("utimes");
+        let metadata = fs::metadata(&path).expect("stat");
+        assert_eq!((born(), metadata.modified().expect("mtime")), (first, long_ago));
+        assert_eq!((metadata.len(), metadata.mode() & 0o7777), (4, 0o600));
+        place.unmount();
     }
 }

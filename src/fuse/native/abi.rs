@@ -49,6 +49,8 @@ pub mod opcode {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const SYNCFS: u32 = 50;
+    pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// Messages that nobody asked for (`enum fuse_notify_code`).
@@ -140,6 +142,15 @@ wire! {
         attr_valid_nsec: U32, attr: Attr,
     }
     AttrOut (104) { attr_valid: U64, attr_valid_nsec: U32, padding: U32, attr: Attr }
+    StatxTime (16) { sec: I64, nsec: U32, padding: U32 }
+    /// What [`AttrOut`] says and the time of birth, in statx(2)'s own form.
+    StatxOut (288) {
+        attr_valid: U64, attr_valid_nsec: U32, flags: U32, spare: [U64; 2], mask: U32, blksize: U32,
+        attributes: U64, nlink: U32, uid: U32, gid: U32, mode: U16, padding: U16, ino: U64, size: U64,
+        blocks: U64, attributes_mask: U64, atime: StatxTime, btime: StatxTime, ctime: StatxTime,
+        mtime: StatxTime, rdev_major: U32, rdev_minor: U32, dev_major: U32, dev_minor: U32,
+        more_spare: [U64; 14],
+    }
     SetAttrIn (88) {
         valid: U32, padding: U32, fh: U64, size: U64, lock_owner: U64, atime: U64, mtime: U64, ctime: U64,
         atime_nsec: U32, mtime_nsec: U32, ctime_nsec: U32, mode: U32, unused4: U32, uid: U32, gid: U32,

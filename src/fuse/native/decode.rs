@@ -107,6 +107,7 @@ impl<'a> Message<'a> {
             opcode::DESTROY => return Ok(Asked::Destroy),
             opcode::LOOKUP => Call::Lookup { parent: node, name: body.name()? },
             opcode::GETATTR => Call::GetAttributes { node },
+            opcode::STATX => Call::GetAllAttributes { node },
             opcode::SETATTR => Call::SetAttributes { node, set: set_attributes(body.take()?) },
             opcode::READLINK => Call::ReadLink { node },
             opcode::SYMLINK => Call::MakeSymlink { parent: node, name: body.name()?, target: body.name()? },
@@ -139,6 +140,10 @@ impl<'a> Message<'a> {
                 let asked: &abi::CreateIn = body.take()?;
                 let (flags, mode) = (asked.flags.get() as i32, asked.mode.get());
                 Call::Create { parent: node, name: body.name()?, mode, flags }
+            }
+            opcode::TMPFILE => {
+                let asked: &abi::CreateIn = body.take()?;
+                Call::CreateUnnamed { parent: node, mode: asked.mode.get(), flags: asked.flags.get() as i32 }
             }
             opcode::READ => {
                 let asked: &abi::ReadIn = body.take()?;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
+use zerocopy::native_endian::U32;
 
 use super::abi::{self, open_flag};
 use super::channel::Channel;
-use crate::fs::api::{Attributes, DirEntry, VolumeUsage};
+use crate::fs::api::{Attributes, DirEntry, Timestamp, VolumeUsage};
 use crate::fuse::reply::{EntryReply, Listing, OpenReply, Reply, Responder, is_dot};
 use crate::types::BLOCK_BYTES;
 
@@ -68,6 +69,12 @@ impl Ticket {
                     None => self.answer(libc::EIO, &[]),
                 }
             }
+            Reply::AllAttributes { node, attributes, valid_for } => {
+                match attr(&attributes, node.number(attributes.ino)) {
+                    Some(attr) => self.answer(0, &[statx_out(&attr, attributes.btime, valid_for).as_bytes()]),
+                    None => self.answer(libc::EIO, &[]),
+                }
+            }
             Reply::Target(target) => self.answer(0, &[&target]),
             Reply::Data(data) => self.answer(0, &[&data]),
             Reply::Opened(open) => self.answer(0, &[open_out(&open).as_bytes()]),
@@ -118,8 +125,6 @@ fn attr(attributes: &Attributes, number: u64) -> Option<abi::Attr> {
             | libc::S_IFCHR
             | libc::S_IFBLK
     );
-    // The kernel takes more nanoseconds than a second has for a broken server.
-    let nanos = |nanos: u32| nanos.min(999_999_999).into();
     known.then(|| abi::Attr {
         ino: number.into(),
         size: attributes.size.into(),
@@ -138,6 +143,37 @@ fn attr(attributes: &Attributes, number: u64) -> Option<abi::Attr> {
         blksize: (BLOCK_BYTES as u32).into(),
         flags: 0.into(),
     })
+}
+
+fn statx_out(attr: &abi::Attr, btime: Timestamp, valid_for: Duration) -> abi::StatxOut {
+    let time = |secs: u64, nsec| abi::StatxTime { sec: (secs as i64).into(), nsec, ..Default::default() };
+    let rdev = attr.rdev.get().into();
+    abi::StatxOut {
+        attr_valid: valid_for.as_secs().into(),
+        attr_valid_nsec: valid_for.subsec_nanos().into(),
+        mask: (libc::STATX_BASIC_STATS | libc::STATX_BTIME).into(),
+        blksize: attr.blksize,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        // Type and permissions are the low sixteen bits.
+        mode: (attr.mode.get() as u16).into(),
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time(attr.atime.get(), attr.atime_nsec),
+        mtime: time(attr.mtime.get(), attr.mtime_nsec),
+        ctime: time(attr.ctime.get(), attr.ctime_nsec),
+        btime: time(btime.secs as u64, nanos(btime.nanos)),
+        rdev_major: libc::major(rdev).into(),
+        rdev_minor: libc::minor(rdev).into(),
+        ..Default::default()
+    }
+}
+
+/// The kernel takes more nanoseconds than a second has for a broken server.
+fn nanos(nanos: u32) -> U32 {
+    nanos.min(999_999_999).into()
 }
 
 fn entry_out(entry: &EntryReply) -> Option<abi::EntryOut> {
