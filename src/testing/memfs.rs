@@ -221,6 +221,29 @@ impl State {
         Ok(InodeNo(ino))
     }
 
+    /// A regular file that no directory lists.
+    fn add_unnamed(
+        &mut self,
+        cx: &OpContext,
+        parent: InodeNo,
+        mode: u32,
+        linkable: bool,
+    ) -> FsResult<InodeNo> {
+        let directory = self.node(parent)?;
+        directory.directory()?;
+        if directory.nlink == 0 {
+            return Err(FsError::NotFound);
+        }
+        let gid = if directory.mode & libc::S_ISGID != 0 { directory.gid } else { cx.gid };
+        let ino = self.next_ino;
+        self.next_ino += 1;
+        let mut node = Node::new(ino, libc::S_IFREG | mode & 0o7777, cx.uid, gid, 0, parent.0);
+        node.nlink = 0;
+        node.linkable = linkable;
+        self.nodes.insert(ino, node);
+        Ok(InodeNo(ino))
+    }
+
     /// One name less; the node goes when nothing refers to it.
     fn drop_link(&mut self, ino: u64) -> FsResult<()> {
         let node = self.node_mut(InodeNo(ino))?;

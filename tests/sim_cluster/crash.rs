@@ -136,6 +136,16 @@ fn unlink(fs: &dyn Operations) {
     fs.unlink(&cx(), at(fs, "d"), b"small").map(drop).unwrap();
 }
 
+fn unnamed_file(fs: &dyn Operations) -> InodeNo {
+    let ino = fs.tmpfile(&cx(), at(fs, "d"), 0o640, libc::O_RDWR).unwrap().value.0.ino;
+    fs.write(&cx(), ino, None, 0, &bytes(3, 6000), false).map(drop).unwrap();
+    ino
+}
+
+fn unnamed(fs: &dyn Operations) {
+    unnamed_file(fs);
+}
+
 /// One operation. What `before` does is durable and in place when it begins.
 #[derive(Clone, Copy)]
 pub struct Case {
@@ -163,7 +173,7 @@ fn crowd(fs: &dyn Operations) {
     }
 }
 
-pub const CASES: [Case; 29] = [
+pub const CASES: [Case; 31] = [
     case("create", create),
     Case { name: "create with a birth of inodes", before: use_up_inodes, operation: create },
     Case { name: "link that splits a directory", before: crowd, operation: link },
@@ -177,6 +187,11 @@ pub const CASES: [Case; 29] = [
     case("unlink of an open file", |fs| {
         fs.open(&cx(), at(fs, "d/large"), libc::O_RDWR).map(drop).unwrap();
         fs.unlink(&cx(), at(fs, "d"), b"large").map(drop).unwrap();
+    }),
+    case("a file without a name", unnamed),
+    case("a name for a file without one", |fs| {
+        let ino = unnamed_file(fs);
+        fs.link(&cx(), ino, at(fs, "e"), b"named").map(drop).unwrap();
     }),
     case("rmdir", |fs| fs.rmdir(&cx(), at(fs, "e"), b"empty").map(drop).unwrap()),
     case("rename", |fs| rename(fs, ("d", b"small"), ("d", b"renamed"), 0)),

@@ -18,6 +18,8 @@ pub(super) struct Node {
     pub ctime: Timestamp,
     pub btime: Timestamp,
     pub opens: u64,
+    /// Made without a name, which it may get.
+    pub linkable: bool,
     pub body: Body,
 }
 
@@ -73,6 +75,7 @@ impl Node {
             ctime: time,
             btime: time,
             opens: 0,
+            linkable: false,
             body,
         }
     }

@@ -235,7 +235,7 @@ impl Operations for MemFs {
         if node.is_directory() {
             return Err(FsError::NotPermitted);
         }
-        if node.nlink == 0 {
+        if node.nlink == 0 && !std::mem::take(&mut node.linkable) {
             return Err(FsError::NotFound);
         }
         if node.nlink >= MAX_LINKS {
@@ -313,6 +313,20 @@ impl Operations for MemFs {
             Some(ino) => InodeNo(ino),
             None => state.add(cx, parent, name, libc::S_IFREG | mode & 0o7777, 0)?,
         };
+        let opened = state.open_answer(ino, flags)?;
+        let attributes = state.node(ino)?.attributes();
+        Ok(state.answer((attributes, opened)))
+    }
+
+    fn tmpfile(
+        &self,
+        cx: &OpContext,
+        parent: InodeNo,
+        mode: u32,
+        flags: i32,
+    ) -> FsResult<Answer<(Attributes, Opened)>> {
+        let mut state = self.enter(cx, "tmpfile", &[parent])?;
+        let ino = state.add_unnamed(cx, parent, mode, flags & libc::O_EXCL == 0)?;
         let opened = state.open_answer(ino, flags)?;
         let attributes = state.node(ino)?.attributes();
         Ok(state.answer((attributes, opened)))
