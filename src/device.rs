@@ -38,6 +38,39 @@ pub struct DeviceGeometry {
     pub hold_time: Duration,
 }
 
+impl DeviceGeometry {
+    /// Refuses a transfer that does not lie on logical blocks of the device.
+    pub fn check_range(
+        &self,
+        op: &'static str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<(), DeviceError> {
+        let unit = u64::from(self.logical_block_bytes);
+        let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.size_bytes);
+        if inside && offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit) {
+            return Ok(());
+        }
+        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
+    }
+
+    /// Refuses images of a compare-and-write that are not one logical block each.
+    pub fn check_images(
+        &self,
+        op: &'static str,
+        offset_bytes: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<(), DeviceError> {
+        let unit = self.logical_block_bytes as usize;
+        if expected.len() == unit && new.len() == unit {
+            return Ok(());
+        }
+        let len_bytes = expected.len().max(new.len()) as u64;
+        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
+    }
+}
+
 /// Answer of a compare-and-write that was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompareOutcome {

@@ -50,6 +50,12 @@ impl DeviceError {
         DeviceError::Io { op, offset_bytes, executed, source: std::sync::Arc::new(source) }
     }
 
+    /// A change of a device that may only be read.
+    pub fn write_protected(op: &'static str, offset_bytes: u64) -> Self {
+        let source = std::io::Error::from_raw_os_error(libc::EROFS);
+        DeviceError::io(op, offset_bytes, Executed::No, source)
+    }
+
     /// May the command be executed after this error was returned? For at most the device's hold time.
     pub fn may_come_later(&self) -> bool {
         matches!(self, DeviceError::TimedOut { .. })

@@ -140,16 +140,6 @@ impl FileDevice {
         self.read_only
     }
 
-    /// Checks that a transfer lies on logical blocks of the device.
-    fn check(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.geometry.size_bytes);
-        if inside && offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit) {
-            return Ok(());
-        }
-        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
-    }
-
     /// The gate of everything that changes the device, to be kept until the change has ended.
     fn enter_change(
         &self,
@@ -157,10 +147,9 @@ impl FileDevice {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Inside<'_>>, DeviceError> {
-        self.check(op, offset_bytes, len_bytes)?;
+        self.geometry.check_range(op, offset_bytes, len_bytes)?;
         if self.read_only {
-            let err = std::io::Error::from_raw_os_error(libc::EROFS);
-            return Err(DeviceError::io(op, offset_bytes, Executed::No, err));
+            return Err(DeviceError::write_protected(op, offset_bytes));
         }
         self.fence.as_ref().map(|fence| fence.enter(op, offset_bytes)).transpose()
     }
@@ -172,7 +161,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        self.check("read", offset_bytes, buf.len() as u64)?;
+        self.geometry.check_range("read", offset_bytes, buf.len() as u64)?;
         self.io.read(offset_bytes, buf)
     }
 
@@ -188,11 +177,8 @@ impl BlockDevice for FileDevice {
         new: &[u8],
     ) -> Result<CompareOutcome, DeviceError> {
         const OP: &str = "compare-and-write";
-        let unit = self.geometry.logical_block_bytes as usize;
-        if expected.len() != unit || new.len() != unit {
-            let len_bytes = expected.len().max(new.len()) as u64;
-            return Err(DeviceError::BadRange { op: OP, offset_bytes, len_bytes });
-        }
+        self.geometry.check_images(OP, offset_bytes, expected, new)?;
+        let unit = expected.len();
         let _inside = self.enter_change(OP, offset_bytes, unit as u64)?;
         // All memory is at hand before the lock is held.
         let mut found = AlignedBuf::zeroed(unit);

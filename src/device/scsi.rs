@@ -22,6 +22,7 @@
 
 pub mod cdb;
 pub mod inquiry;
+pub mod ranges;
 pub mod reservation;
 #[cfg(test)]
 mod script;

@@ -17,18 +17,16 @@ use super::fencing::IscsiFencing;
 use super::session::{Path, Session, words};
 use super::timing;
 use super::url::Target;
-use crate::device::scsi::cdb::{Cdb, opcode, unmap_parameters};
+use crate::device::scsi::cdb::{Cdb, opcode};
 use crate::device::scsi::inquiry::Description;
+use crate::device::scsi::ranges;
 use crate::device::scsi::transport::{Data, Limits};
-use crate::device::scsi::unit::{Answer, Problem, Unit};
+use crate::device::scsi::unit::{Answer, At, Problem, Unit};
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing, OpenError};
 use crate::rt::{Instant, random_u64, sleep};
 
 /// Bytes of one command at most; larger transfers gain nothing and keep others waiting.
 const TRANSFER_BYTES: u64 = 1 << 20;
-/// Blocks of one command without data: small enough to end within its deadline.
-const UNMAP_BYTES: u64 = 256 << 20;
-const ZERO_BYTES: u64 = 16 << 20;
 /// Pause after an answer that said "not now".
 const PASSING_PAUSE: Duration = Duration::from_millis(5);
 
@@ -159,19 +157,10 @@ impl IscsiDevice {
         self.unit.take_capacity_changed()
     }
 
-    fn check(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.geometry.size_bytes);
-        if inside && offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit) {
-            return Ok(());
-        }
-        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
-    }
-
     fn check_change(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.check(op, offset_bytes, len_bytes)?;
+        self.geometry.check_range(op, offset_bytes, len_bytes)?;
         if self.read_only {
-            return Err(Problem::WriteProtected.into_error(op, offset_bytes, len_bytes, Duration::ZERO));
+            return Err(DeviceError::write_protected(op, offset_bytes));
         }
         Ok(())
     }
@@ -275,31 +264,6 @@ impl IscsiDevice {
             }
         }
     }
-
-    /// Splits a range without data into commands of at most `most` bytes.
-    fn pieces(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        most: u64,
-        mut each: impl FnMut(u64, u64) -> Result<(), DeviceError>,
-    ) -> Result<(), DeviceError> {
-        let mut at = offset_bytes;
-        while at < offset_bytes + len_bytes {
-            let len = most.min(offset_bytes + len_bytes - at);
-            each(at, len)?;
-            at += len;
-        }
-        Ok(())
-    }
-}
-
-/// What error messages say of a command.
-#[derive(Clone, Copy)]
-struct At {
-    op: &'static str,
-    offset: u64,
-    len: u64,
 }
 
 /// The generation that must be exceeded before a command is tried again: this one, if it is over.
@@ -313,7 +277,7 @@ impl BlockDevice for IscsiDevice {
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        self.check("read", offset_bytes, buf.len() as u64)?;
+        self.geometry.check_range("read", offset_bytes, buf.len() as u64)?;
         let (session, one_try) = self.session_for_read(buf.len());
         let mut offset = offset_bytes;
         for part in buf.chunks_mut(self.transfer_bytes() as usize) {
@@ -354,11 +318,8 @@ impl BlockDevice for IscsiDevice {
         new: &[u8],
     ) -> Result<CompareOutcome, DeviceError> {
         const OP: &str = "compare-and-write";
-        let unit = self.geometry.logical_block_bytes as usize;
-        if expected.len() != unit || new.len() != unit {
-            let len_bytes = expected.len().max(new.len()) as u64;
-            return Err(DeviceError::BadRange { op: OP, offset_bytes, len_bytes });
-        }
+        self.geometry.check_images(OP, offset_bytes, expected, new)?;
+        let unit = expected.len();
         self.check_change(OP, offset_bytes, unit as u64)?;
         let issued = Instant::now();
         let limits = Limits::within(timing::SWAP);
@@ -385,48 +346,15 @@ impl BlockDevice for IscsiDevice {
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        const OP: &str = "discard";
-        self.check_change(OP, offset_bytes, len_bytes)?;
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let most = self
-            .description
-            .limits
-            .unmap_blocks
-            .map_or(UNMAP_BYTES, |n| UNMAP_BYTES.min(u64::from(n) * unit));
-        if !self.description.capacity.unmaps {
-            return Ok(());
-        }
-        self.pieces(offset_bytes, len_bytes, most, |offset, len| {
-            let list = unmap_parameters(self.blocks(offset), self.blocks(len) as u32);
-            let at = At { op: OP, offset, len };
-            match self.change(at, &Cdb::unmap(list.len() as u16), Data::Out(&[&list])) {
-                // Advice that isn't taken.
-                Err(DeviceError::Unsupported { .. }) => Ok(()),
-                other => other,
-            }
-        })
+        self.check_change("discard", offset_bytes, len_bytes)?;
+        let change = |at: At, cdb: &Cdb, data: Data<'_>| self.change(at, cdb, data);
+        ranges::discard(&self.description, offset_bytes, len_bytes, change)
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        const OP: &str = "write-zeroes";
-        self.check_change(OP, offset_bytes, len_bytes)?;
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let limit = self.description.limits.write_same_blocks.map_or(ZERO_BYTES, |n| n.saturating_mul(unit));
-        let block = vec![0; unit as usize];
-        let mut by_hand = false;
-        self.pieces(offset_bytes, len_bytes, limit.min(ZERO_BYTES), |offset, len| {
-            if !by_hand {
-                let cdb = Cdb::write_same_16(self.blocks(offset), self.blocks(len) as u32);
-                match self.change(At { op: OP, offset, len }, &cdb, Data::Out(&[&block])) {
-                    Err(DeviceError::Unsupported { .. }) => by_hand = true,
-                    other => return other,
-                }
-            }
-            let zeroes = vec![0; self.transfer_bytes().min(len) as usize];
-            self.pieces(offset, len, zeroes.len() as u64, |offset, len| {
-                self.write(offset, &zeroes[..len as usize])
-            })
-        })
+        self.check_change("write-zeroes", offset_bytes, len_bytes)?;
+        let change = |at: At, cdb: &Cdb, data: Data<'_>| self.change(at, cdb, data);
+        ranges::write_zeroes(&self.description, self.transfer_bytes(), offset_bytes, len_bytes, change)
     }
 
     fn resets(&self) -> u64 {
@@ -438,33 +366,11 @@ impl BlockDevice for IscsiDevice {
     }
 
     fn about(&self) -> Vec<(&'static str, String)> {
-        let (d, standard) = (&self.description, &self.description.standard);
-        let or_none = |n: Option<u32>| n.map_or("not said".to_owned(), |n| format!("{n} blocks"));
-        vec![
-            ("backend", "iscsi (libiscsi)".into()),
-            ("vendor", standard.vendor.clone()),
-            ("model", standard.product.clone()),
-            ("firmware", standard.revision.clone()),
-            ("serial", d.serial.clone().unwrap_or_default()),
-            ("name", d.name()),
-            ("logical block", format!("{} bytes", d.capacity.block_bytes)),
-            ("physical block", format!("{} bytes", d.capacity.block_bytes * d.capacity.per_physical)),
-            ("size", format!("{} bytes", d.capacity.size_bytes())),
-            ("write cache", if d.write_cache { "on" } else { "off" }.into()),
-            (
-                "unmap",
-                match (d.capacity.unmaps, d.capacity.unmapped_is_zero) {
-                    (false, _) => "no",
-                    (true, false) => "yes",
-                    (true, true) => "yes, reads as zeroes",
-                }
-                .into(),
-            ),
-            ("largest transfer", or_none(d.limits.transfer_blocks)),
-            ("says of compare-and-write", format!("{} blocks", d.limits.compare_and_write_blocks)),
-            ("initiator", initiator_name()),
-            ("hold time", format!("{} ms", timing::HOLD.as_millis())),
-        ]
+        let mut about = vec![("backend", "iscsi (libiscsi)".into())];
+        about.extend(self.description.about());
+        about.push(("initiator", initiator_name()));
+        about.push(("hold time", format!("{} ms", timing::HOLD.as_millis())));
+        about
     }
 
     fn fencing(&self) -> Option<&dyn Fencing> {

@@ -22,18 +22,16 @@ use super::hold::{self, Published};
 use super::path::{Condition, Path, SMALL_BYTES};
 use super::paths::Paths;
 use super::timing;
-use crate::device::scsi::cdb::{Cdb, opcode, unmap_parameters};
+use crate::device::scsi::cdb::{Cdb, opcode};
 use crate::device::scsi::inquiry::Description;
+use crate::device::scsi::ranges;
 use crate::device::scsi::transport::{Data, Limits};
-use crate::device::scsi::unit::{Answer, Problem, Unit};
+use crate::device::scsi::unit::{Answer, At, Problem, Unit};
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceGeometry, Executed, Fencing, OpenError};
 use crate::rt::{Instant, sleep};
 
 /// Bytes of one command at most; larger transfers gain nothing and keep others waiting.
 const TRANSFER_BYTES: u64 = 1 << 20;
-/// Blocks of one command without data: small enough to end within SG_IO's time-out.
-const UNMAP_BYTES: u64 = 256 << 20;
-const ZERO_BYTES: u64 = 16 << 20;
 /// Pause after an answer that said "not now".
 const PASSING_PAUSE: Duration = Duration::from_millis(5);
 
@@ -177,19 +175,10 @@ impl KernelDevice {
         &self.description
     }
 
-    fn check(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.geometry.size_bytes);
-        if inside && offset_bytes.is_multiple_of(unit) && len_bytes.is_multiple_of(unit) {
-            return Ok(());
-        }
-        Err(DeviceError::BadRange { op, offset_bytes, len_bytes })
-    }
-
     fn check_change(&self, op: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.check(op, offset_bytes, len_bytes)?;
+        self.geometry.check_range(op, offset_bytes, len_bytes)?;
         if self.read_only {
-            return Err(Problem::WriteProtected.into_error(op, offset_bytes, len_bytes, Duration::ZERO));
+            return Err(DeviceError::write_protected(op, offset_bytes));
         }
         Ok(())
     }
@@ -242,7 +231,7 @@ impl KernelDevice {
         let limits = Limits { send_until, answer_until: issued + timing::READ };
         loop {
             let Some(path) = self.paths.next(limits.send_until) else {
-                return Err(at.interrupted(self.paths.trouble()));
+                return Err(interrupted(at, self.paths.trouble()));
             };
             // Of a list of ranges, or of a block to be repeated, targets count the bytes as they like.
             let wanted = if cdb.opcode() == opcode::WRITE_16 { data.len_bytes() } else { 0 };
@@ -259,33 +248,16 @@ impl KernelDevice {
                     log::debug!("{} at byte {}: {why}; again", at.op, at.offset);
                     sleep(PASSING_PAUSE);
                 }
-                Problem::Passing(why) => return Err(at.interrupted(why)),
+                Problem::Passing(why) => return Err(interrupted(at, why)),
                 Problem::Unknown { why, later } => {
                     if later {
                         sleep(timing::TARGET);
                     }
-                    return Err(at.interrupted(why));
+                    return Err(interrupted(at, why));
                 }
                 other => return Err(at.error(other, issued)),
             }
         }
-    }
-
-    /// Splits a range without data into commands of at most `most` bytes.
-    fn pieces(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        most: u64,
-        mut each: impl FnMut(u64, u64) -> Result<(), DeviceError>,
-    ) -> Result<(), DeviceError> {
-        let mut at = offset_bytes;
-        while at < offset_bytes + len_bytes {
-            let len = most.min(offset_bytes + len_bytes - at);
-            each(at, len)?;
-            at += len;
-        }
-        Ok(())
     }
 
     /// One line for each path: where it is, and how it is.
@@ -326,22 +298,9 @@ fn transfer_bytes(description: &Description, paths: &[Arc<Path>]) -> u64 {
     (most - most % 4096).max(4096)
 }
 
-/// What error messages say of a command.
-#[derive(Clone, Copy)]
-struct At {
-    op: &'static str,
-    offset: u64,
-    len: u64,
-}
-
-impl At {
-    fn error(&self, problem: Problem, issued: Instant) -> DeviceError {
-        problem.into_error(self.op, self.offset, self.len, issued.elapsed())
-    }
-
-    fn interrupted(&self, why: String) -> DeviceError {
-        DeviceError::Interrupted { op: self.op, offset_bytes: self.offset, why }
-    }
+/// Nobody knows what became of it, and nothing of it can come any more.
+fn interrupted(at: At, why: String) -> DeviceError {
+    DeviceError::Interrupted { op: at.op, offset_bytes: at.offset, why }
 }
 
 impl BlockDevice for KernelDevice {
@@ -350,7 +309,7 @@ impl BlockDevice for KernelDevice {
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        self.check("read", offset_bytes, buf.len() as u64)?;
+        self.geometry.check_range("read", offset_bytes, buf.len() as u64)?;
         let mut offset = offset_bytes;
         for part in buf.chunks_mut(self.transfer_bytes as usize) {
             let len = part.len();
@@ -385,11 +344,8 @@ impl BlockDevice for KernelDevice {
         new: &[u8],
     ) -> Result<CompareOutcome, DeviceError> {
         const OP: &str = "compare-and-write";
-        let unit = self.geometry.logical_block_bytes as usize;
-        if expected.len() != unit || new.len() != unit {
-            let len_bytes = expected.len().max(new.len()) as u64;
-            return Err(DeviceError::BadRange { op: OP, offset_bytes, len_bytes });
-        }
+        self.geometry.check_images(OP, offset_bytes, expected, new)?;
+        let unit = expected.len();
         self.check_change(OP, offset_bytes, unit as u64)?;
         let at = At { op: OP, offset: offset_bytes, len: unit as u64 };
         let issued = Instant::now();
@@ -420,45 +376,15 @@ impl BlockDevice for KernelDevice {
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        const OP: &str = "discard";
-        self.check_change(OP, offset_bytes, len_bytes)?;
-        if !self.description.capacity.unmaps {
-            return Ok(());
-        }
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let limit = self.description.limits.unmap_blocks;
-        let most = limit.map_or(UNMAP_BYTES, |n| UNMAP_BYTES.min(u64::from(n) * unit));
-        self.pieces(offset_bytes, len_bytes, most, |offset, len| {
-            let list = unmap_parameters(self.blocks(offset), self.blocks(len) as u32);
-            let at = At { op: OP, offset, len };
-            match self.change(at, &Cdb::unmap(list.len() as u16), Data::Out(&[&list])) {
-                // Advice that isn't taken.
-                Err(DeviceError::Unsupported { .. }) => Ok(()),
-                other => other,
-            }
-        })
+        self.check_change("discard", offset_bytes, len_bytes)?;
+        let change = |at: At, cdb: &Cdb, data: Data<'_>| self.change(at, cdb, data);
+        ranges::discard(&self.description, offset_bytes, len_bytes, change)
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        const OP: &str = "write-zeroes";
-        self.check_change(OP, offset_bytes, len_bytes)?;
-        let unit = u64::from(self.geometry.logical_block_bytes);
-        let limit = self.description.limits.write_same_blocks.map_or(ZERO_BYTES, |n| n.saturating_mul(unit));
-        let block = vec![0; unit as usize];
-        let mut by_hand = false;
-        self.pieces(offset_bytes, len_bytes, limit.min(ZERO_BYTES), |offset, len| {
-            if !by_hand {
-                let cdb = Cdb::write_same_16(self.blocks(offset), self.blocks(len) as u32);
-                match self.change(At { op: OP, offset, len }, &cdb, Data::Out(&[&block])) {
-                    Err(DeviceError::Unsupported { .. }) => by_hand = true,
-                    other => return other,
-                }
-            }
-            let zeroes = vec![0; self.transfer_bytes.min(len) as usize];
-            self.pieces(offset, len, zeroes.len() as u64, |offset, len| {
-                self.write(offset, &zeroes[..len as usize])
-            })
-        })
+        self.check_change("write-zeroes", offset_bytes, len_bytes)?;
+        let change = |at: At, cdb: &Cdb, data: Data<'_>| self.change(at, cdb, data);
+        ranges::write_zeroes(&self.description, self.transfer_bytes, offset_bytes, len_bytes, change)
     }
 
     fn resets(&self) -> u64 {
@@ -470,8 +396,6 @@ impl BlockDevice for KernelDevice {
     }
 
     fn about(&self) -> Vec<(&'static str, String)> {
-        let (d, standard) = (&self.description, &self.description.standard);
-        let or_none = |n: Option<u32>| n.map_or("not said".to_owned(), |n| format!("{n} blocks"));
         let paths = self.paths.all();
         let all = |each: &dyn Fn(&Arc<Path>) -> String| {
             let mut words: Vec<String> = paths.iter().map(each).collect();
@@ -480,36 +404,18 @@ impl BlockDevice for KernelDevice {
         };
         let depth = |path: &Arc<Path>| path.disk().dir.text("device/queue_depth").unwrap_or_default();
         let trouble = self.published.refusal.iter().chain(&self.published.warnings).cloned();
-        vec![
-            ("backend", "scsi (a disk of this kernel, by SG_IO)".into()),
-            ("vendor", standard.vendor.clone()),
-            ("model", standard.product.clone()),
-            ("firmware", standard.revision.clone()),
-            ("serial", d.serial.clone().unwrap_or_default()),
-            ("name", d.name()),
-            ("logical block", format!("{} bytes", d.capacity.block_bytes)),
-            ("physical block", format!("{} bytes", d.capacity.block_bytes * d.capacity.per_physical)),
-            ("size", format!("{} bytes", d.capacity.size_bytes())),
-            ("write cache", if d.write_cache { "on" } else { "off" }.into()),
-            (
-                "unmap",
-                match (d.capacity.unmaps, d.capacity.unmapped_is_zero) {
-                    (false, _) => "no",
-                    (true, false) => "yes",
-                    (true, true) => "yes, reads as zeroes",
-                }
-                .into(),
-            ),
-            ("largest transfer", or_none(d.limits.transfer_blocks)),
+        let mut about = vec![("backend", "scsi (a disk of this kernel, by SG_IO)".into())];
+        about.extend(self.description.about());
+        about.extend([
             ("largest command", format!("{} KiB", self.transfer_bytes / 1024)),
-            ("says of compare-and-write", format!("{} blocks", d.limits.compare_and_write_blocks)),
             ("multipath", self.multipath.clone().unwrap_or_else(|| "no".into())),
             ("paths", paths.iter().map(|path| self.path_words(path)).collect::<Vec<_>>().join("; ")),
             ("queue depth", all(&depth)),
             ("kernel settings", all(&|path| path.hold.words())),
             ("hold time", format!("{} ms", self.published.time.as_millis())),
             ("attention", trouble.collect::<Vec<_>>().join("; ")),
-        ]
+        ]);
+        about
     }
 
     fn fencing(&self) -> Option<&dyn Fencing> {

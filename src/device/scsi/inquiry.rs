@@ -217,6 +217,31 @@ impl Description {
             None => self.serial.clone().unwrap_or_default(),
         }
     }
+
+    /// All of it for people, as `BlockDevice::about` has it.
+    pub fn about(&self) -> Vec<(&'static str, String)> {
+        let or_none = |n: Option<u32>| n.map_or("not said".to_owned(), |n| format!("{n} blocks"));
+        let (standard, capacity) = (&self.standard, &self.capacity);
+        let unmap = match (capacity.unmaps, capacity.unmapped_is_zero) {
+            (false, _) => "no",
+            (true, false) => "yes",
+            (true, true) => "yes, reads as zeroes",
+        };
+        vec![
+            ("vendor", standard.vendor.clone()),
+            ("model", standard.product.clone()),
+            ("firmware", standard.revision.clone()),
+            ("serial", self.serial.clone().unwrap_or_default()),
+            ("name", self.name()),
+            ("logical block", format!("{} bytes", capacity.block_bytes)),
+            ("physical block", format!("{} bytes", capacity.block_bytes * capacity.per_physical)),
+            ("size", format!("{} bytes", capacity.size_bytes())),
+            ("write cache", if self.write_cache { "on" } else { "off" }.into()),
+            ("unmap", unmap.into()),
+            ("largest transfer", or_none(self.limits.transfer_blocks)),
+            ("says of compare-and-write", format!("{} blocks", self.limits.compare_and_write_blocks)),
+        ]
+    }
 }
 
 #[cfg(test)]

@@ -75,12 +75,24 @@ impl Problem {
             Problem::Unknown { why, later: false } => io(Executed::Maybe, why),
             Problem::Unsupported => DeviceError::Unsupported { op },
             Problem::OutOfRange => DeviceError::BadRange { op, offset_bytes, len_bytes },
-            Problem::WriteProtected => {
-                let error = std::io::Error::from_raw_os_error(libc::EROFS);
-                DeviceError::io(op, offset_bytes, Executed::No, error)
-            }
+            Problem::WriteProtected => DeviceError::write_protected(op, offset_bytes),
             Problem::Failed { why, executed } => io(executed, why),
         }
+    }
+}
+
+/// What error messages say of a command.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    pub op: &'static str,
+    pub offset: u64,
+    pub len: u64,
+}
+
+impl At {
+    /// As the device trait says it.
+    pub fn error(&self, problem: Problem, issued: Instant) -> DeviceError {
+        problem.into_error(self.op, self.offset, self.len, issued.elapsed())
     }
 }
 

@@ -68,16 +68,11 @@ impl SimDevice {
     }
 
     fn check(&self, kind: CommandKind, offset: u64, len: u64, payload: &Payload) -> Result<(), DeviceError> {
-        let block = u64::from(self.lun.options.logical_block_bytes);
-        let bad = DeviceError::BadRange { op: kind.name(), offset_bytes: offset, len_bytes: len };
-        let end = offset.checked_add(len).filter(|end| *end <= self.lun.options.size_bytes);
-        if end.is_none() || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
-            return Err(bad);
+        let geometry = self.geometry();
+        if let Payload::Compare { expected, new } = payload {
+            geometry.check_images(kind.name(), offset, expected, new)?;
         }
-        match payload {
-            Payload::Compare { expected, new } if expected.len() != new.len() || len != block => Err(bad),
-            _ => Ok(()),
-        }
+        geometry.check_range(kind.name(), offset, len)
     }
 
     fn take_place(&self, depth: u32) -> Place<'_> {
