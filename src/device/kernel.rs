@@ -16,7 +16,7 @@
 //!
 //! 1. **Nobody waits for the kernel longer than he said**, where it matters: SG_IO's own time-out is at least 7 s and
 //!    means nothing to some drivers. Locks, beats and reads of a block are given to threads that may stay behind
-//!    (`path`); their buffers stay with them.
+//!    (`crew`); their buffers stay with them.
 //! 2. **A command whose ioctl has returned won't leave this machine any more.** One that the target took in is executed
 //!    or dropped within [`timing::TARGET`]. One that did not return may come as long as `hold` says.
 //! 3. **Compare-and-write goes to one path and is never repeated** unless it was certainly not executed.
@@ -33,6 +33,7 @@
 
 mod answer;
 mod classify;
+mod crew;
 mod device;
 pub mod door;
 mod fencing;
