@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::door::Node;
 use super::path::Path;
-use super::paths::{Paths, words};
+use super::paths::Paths;
 use super::timing;
 use crate::device::scsi::reservation::visitor_key;
 use crate::device::scsi::transport::{Limits, Transport};
@@ -57,12 +57,12 @@ impl KernelFencing {
         match fencing.on_one(|unit, path, limits| unit.read_keys(path, limits).map(drop)) {
             Ok(()) => {}
             Err(Problem::Unsupported) => return Ok(None),
-            Err(problem) => return Err(words(&problem)),
+            Err(problem) => return Err(problem.to_string()),
         }
         let visitor = fencing.visitor;
         fencing
             .on_all(Some(visitor), |unit, path, limits| unit.join_path(path, visitor, limits))
-            .map_err(|problem| words(&problem))?;
+            .map_err(|problem| problem.to_string())?;
         Ok(Some(fencing))
     }
 

@@ -61,17 +61,6 @@ pub struct Paths {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// A problem for people.
-pub fn words(problem: &Problem) -> String {
-    match problem {
-        Problem::Fenced | Problem::Conflict => "reservation conflict".into(),
-        Problem::Passing(why) | Problem::Unknown { why, .. } | Problem::Failed { why, .. } => why.clone(),
-        Problem::Unsupported => "the target does not know the command".into(),
-        Problem::OutOfRange => "outside the unit".into(),
-        Problem::WriteProtected => "write protected".into(),
-    }
-}
-
 fn open(kernel: &dyn Kernel, disk: &Disk, bell: &Arc<Bell>) -> Result<Arc<Path>, String> {
     let node = kernel.open(&disk.name, disk.number).map_err(|e| format!("{}: open: {e}", disk.name))?;
     Ok(Arc::new(Path::new(disk.clone(), node, Hold::of(&disk.dir), bell.clone())))
@@ -104,7 +93,7 @@ impl Paths {
         let mut trouble = Vec::new();
         for disk in &found.disks {
             let looked = open(&*kernel, disk, &bell).and_then(|path| {
-                let what = look(&unit, &path).map_err(|p| format!("{}: {}", disk.name, words(&p)));
+                let what = look(&unit, &path).map_err(|problem| format!("{}: {problem}", disk.name));
                 paths.push(path.clone());
                 what.map(|what| (path, what))
             });
@@ -336,11 +325,11 @@ impl Shared {
         let witness = self.up().into_iter().next();
         if !nexus_lost {
             // It was slow, or its port was not for use: the same path to the same unit, registered as it was.
-            return ready(&self.unit, path).map_err(|problem| words(&problem));
+            return ready(&self.unit, path).map_err(|problem| problem.to_string());
         }
         let scratch = Unit::default();
         let unit = if witness.is_some() { &scratch } else { &*self.unit };
-        let found = look(unit, path).map_err(|problem| words(&problem))?;
+        let found = look(unit, path).map_err(|problem| problem.to_string())?;
         if let Some(why) = found.differs_from(&self.expected) {
             return Err(why);
         }
@@ -349,7 +338,7 @@ impl Shared {
         }
         let (Some(key), false) = (registered.key, self.unit.is_fenced()) else { return Ok(()) };
         let limits = || Limits::within(timing::READY);
-        let (timed, problem) = (path.timed(), |problem| words(&problem));
+        let (timed, problem) = (path.timed(), |problem: Problem| problem.to_string());
         if self.unit.is_registered(&timed, key, limits()).map_err(problem)? {
             return Ok(());
         }
@@ -357,7 +346,7 @@ impl Shared {
             return match self.unit.confirm_registration(&timed, limits()) {
                 // It may still read.
                 Ok(()) | Err(Problem::Fenced) => Ok(()),
-                Err(e) => Err(words(&e)),
+                Err(e) => Err(e.to_string()),
             };
         };
         let still = || self.unit.is_registered(&witness.timed(), key, limits()).map_err(problem);
@@ -375,7 +364,7 @@ impl Shared {
         // The one that was in use all the time is not registered any more.
         match self.unit.confirm_registration(&witness.timed(), limits()) {
             Ok(()) => Err("its registration can't be shown".into()),
-            Err(e) => Err(words(&e)),
+            Err(e) => Err(e.to_string()),
         }
     }
 }

@@ -12,6 +12,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use thiserror::Error;
+
 use super::cdb::{Cdb, opcode};
 use super::inquiry::{self, BlockLimits, Caching, Capacity, Description, Standard};
 use super::sense::Sense;
@@ -34,25 +36,27 @@ pub enum Answer {
 }
 
 /// Why a command has no such answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Problem {
     /// This host is shut out.
+    #[error("reservation conflict")]
     Fenced,
     /// RESERVATION CONFLICT to a command that changes no data.
+    #[error("reservation conflict")]
     Conflict,
     /// Certainly not executed, and it passes: busy, not sent, a unit attention.
+    #[error("{0}")]
     Passing(String),
-    Unknown {
-        why: String,
-        later: bool,
-    },
+    #[error("{why}")]
+    Unknown { why: String, later: bool },
+    #[error("the target does not know the command")]
     Unsupported,
+    #[error("outside the unit")]
     OutOfRange,
+    #[error("write protected")]
     WriteProtected,
-    Failed {
-        why: String,
-        executed: Executed,
-    },
+    #[error("{why}")]
+    Failed { why: String, executed: Executed },
 }
 
 impl Problem {
