@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::connection::Login;
 use super::fencing::IscsiFencing;
-use super::session::{Path, Session, words};
+use super::session::{Path, Session};
 use super::timing;
 use super::url::Target;
 use crate::device::scsi::cdb::{Cdb, opcode};
@@ -117,7 +117,7 @@ impl IscsiDevice {
         }
         let fencing = match options.reservations && !options.read_only {
             true => IscsiFencing::probe(unit.clone(), vec![locks.clone(), bulk.clone()])
-                .map_err(|problem| refuse(words(&problem)))?,
+                .map_err(|problem| refuse(problem.to_string()))?,
             false => None,
         };
         let standard = &description.standard;

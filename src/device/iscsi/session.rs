@@ -61,7 +61,7 @@ fn connect(login: &Login, unit: &Unit) -> Result<(Connection, Description), Stri
                 let looked = unit
                     .draw_attentions(&connection, limits)
                     .and_then(|_| unit.describe(&connection, limits))
-                    .map_err(|problem| words(&problem))?;
+                    .map_err(|problem| problem.to_string())?;
                 return Ok((connection, looked));
             }
             State::Down { redirected: Some(portal), .. } => login.portal = portal,
@@ -70,17 +70,6 @@ fn connect(login: &Login, unit: &Unit) -> Result<(Connection, Description), Stri
         }
     }
     Err("the target sends logins in circles".into())
-}
-
-/// A problem for people.
-pub fn words(problem: &Problem) -> String {
-    match problem {
-        Problem::Fenced | Problem::Conflict => "reservation conflict".into(),
-        Problem::Passing(why) | Problem::Unknown { why, .. } | Problem::Failed { why, .. } => why.clone(),
-        Problem::Unsupported => "the target does not know the command".into(),
-        Problem::OutOfRange => "outside the unit".into(),
-        Problem::WriteProtected => "write protected".into(),
-    }
 }
 
 impl Session {
@@ -204,7 +193,7 @@ impl Shared {
         match self.unit.confirm_registration(&connection, limits) {
             // Fenced: it may still read.
             Ok(()) | Err(Problem::Fenced) => Ok(connection),
-            Err(problem) => Err(words(&problem)),
+            Err(problem) => Err(problem.to_string()),
         }
     }
 }
