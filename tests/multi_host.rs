@@ -8,7 +8,9 @@
 //! * `files`, `space`, `turns`: contents, sizes and room; who writes next sees what was written before
 //! * `attributes`, `mappings`: what stat(2) and mmap(2) show elsewhere
 //! * `caches`: reads, stats and lookups that began after a change never show what was before it
-//! * `devices`: devices that fail, fill up, hang and come back; `endings`: how a daemon ends, by status and log
+//! * `devices`: devices that fail, hang and come back; `late_writes`: what they hold up until its host is fenced;
+//!   `real_devices`: write protected or full; `workers`: who works there meanwhile
+//! * `endings`: how a daemon ends, by status and log
 //! * `rules`: the same tests must notice when a rule between daemon and kernel is taken out
 //! * `deaths`: daemons that are killed; `guard`: what their kernels show while others take over
 //! * `scrub`: a volume checked while its hosts work, and what the command says
@@ -38,6 +40,8 @@ mod faults;
 mod files;
 #[path = "multi_host/guard.rs"]
 mod guard;
+#[path = "multi_host/late_writes.rs"]
+mod late_writes;
 #[path = "multi_host/lifetime.rs"]
 mod lifetime;
 #[path = "multi_host/mappings.rs"]
@@ -50,6 +54,8 @@ mod names;
 mod processes;
 #[path = "multi_host/races.rs"]
 mod races;
+#[path = "multi_host/real_devices.rs"]
+mod real_devices;
 #[cfg(feature = "iscsi")]
 #[path = "multi_host/reservations.rs"]
 mod reservations;
@@ -69,3 +75,5 @@ mod strangers;
 mod target;
 #[path = "multi_host/turns.rs"]
 mod turns;
+#[path = "multi_host/workers.rs"]
+mod workers;

@@ -2,36 +2,27 @@
 //! the volume is consistent afterwards.
 //!
 //! Host `h0` works behind a device that fails on command (`faults`); host `h1` has the same image and a device that is
-//! well. A device that is full is a real one: a memory filesystem that is too small for its image.
+//! well.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lunfs::device::file::{FileDevice, FileOptions};
 use lunfs::layout::superblock::Superblock;
 use lunfs::types::{BLOCK_BYTES_U64, Slot};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::Signal;
 
 use super::harness::{Backing, Cluster, can_mount, errno, status_of};
-use crate::faults::{Action, FLUSH, FOR_EVER, Faults, READ, SHARED_LOCK, WRITE};
+use super::workers::{BUSY, Bystander, Writer, content, demand_acknowledged};
+use crate::faults::{Action, FLUSH, FOR_EVER, Faults, READ, WRITE};
 
 /// The profile `fast`.
 const LEASE: Duration = Duration::from_secs(2);
-const DEAD: Duration = Duration::from_millis(4500);
-/// A machine that is busy with other tests.
-const BUSY: Duration = Duration::from_secs(3);
-const ALL: Range<u64> = 0..u64::MAX;
-/// The bytes that a change locks, beyond all data, before it looks whether its host is fenced (`device::file`).
-const GATES: Range<u64> = (1 << 62) + 4096..(1 << 62) + 4096 + 256;
+pub const DEAD: Duration = Duration::from_millis(4500);
+pub const ALL: Range<u64> = 0..u64::MAX;
 
 pub fn superblock(cluster: &Cluster) -> (FileDevice, Superblock) {
     let options = FileOptions { logical_block_bytes: Some(512), ..FileOptions::default() };
@@ -45,80 +36,13 @@ fn journals(of: &Superblock) -> Range<u64> {
     of.geometry.journal(Slot(0)).offset_bytes()..of.geometry.first_cluster() * BLOCK_BYTES_U64
 }
 
-fn clusters(of: &Superblock) -> Range<u64> {
+pub fn clusters(of: &Superblock) -> Range<u64> {
     of.geometry.first_cluster() * BLOCK_BYTES_U64..u64::MAX
 }
 
 /// Everything before the journals: superblock, slots, doorbells and wishes.
 fn slots(of: &Superblock) -> Range<u64> {
     BLOCK_BYTES_U64..of.geometry.journal(Slot(0)).offset_bytes()
-}
-
-fn content(n: usize) -> Vec<u8> {
-    format!("file {n} ").bytes().cycle().take([40, 5000, 70_000][n % 3]).collect()
-}
-
-/// Writes one file after the other, each with an fsync, until one fails. What was acknowledged is noted.
-struct Writer {
-    dir: PathBuf,
-    acknowledged: Arc<Mutex<usize>>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Option<(i32, Instant)>>,
-}
-
-impl Writer {
-    fn start(dir: PathBuf) -> Writer {
-        fs::create_dir(&dir).expect("mkdir");
-        let (acknowledged, stop) = (Arc::new(Mutex::new(0)), Arc::new(AtomicBool::new(false)));
-        let (path, count, stopped) = (dir.clone(), acknowledged.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            for n in 0.. {
-                if stopped.load(SeqCst) {
-                    break;
-                }
-                let write = || {
-                    let mut file = File::create(path.join(format!("f{n}")))?;
-                    file.write_all(&content(n))?;
-                    file.sync_all()
-                };
-                let written = write();
-                if written.is_err() {
-                    return Some((errno(written), Instant::now()));
-                }
-                *count.lock().expect("no panic") = n + 1;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            None
-        });
-        Writer { dir, acknowledged, stop, thread }
-    }
-
-    fn acknowledged(&self) -> usize {
-        *self.acknowledged.lock().expect("no panic")
-    }
-
-    /// The errno that ended it, and when.
-    fn failed(self) -> (i32, Instant, usize) {
-        let acknowledged = self.acknowledged.clone();
-        let (errno, at) = self.thread.join().expect("the writer").expect("an error");
-        let acknowledged = *acknowledged.lock().expect("no panic");
-        (errno, at, acknowledged)
-    }
-
-    /// It never met an error; how many files there are.
-    fn stopped(self) -> usize {
-        self.stop.store(true, SeqCst);
-        assert_eq!(self.thread.join().expect("the writer"), None, "an error reached a program");
-        *self.acknowledged.lock().expect("no panic")
-    }
-}
-
-fn demand_acknowledged(dir: &Path, count: usize) {
-    for n in 0..count {
-        let bytes =
-            fs::read(dir.join(format!("f{n}"))).unwrap_or_else(|e| panic!("acknowledged file {n}: {e}"));
-        assert!(bytes == content(n), "acknowledged file {n} has other bytes");
-    }
 }
 
 /// The mount of a host that lost the volume answers one thing only.
@@ -128,48 +52,15 @@ fn demand_silence(dir: &Path) {
     assert_eq!(errno(File::create(dir.join("new"))), libc::ENOTCONN);
 }
 
-/// Works in a directory of its own and must never notice anything.
-struct Bystander {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Duration>,
-}
-
-impl Bystander {
-    fn start(dir: PathBuf) -> Bystander {
-        fs::create_dir(&dir).expect("mkdir");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let (mut slowest, mut n) = (Duration::ZERO, 0u64);
-            while !stopped.load(SeqCst) {
-                let begun = Instant::now();
-                fs::write(dir.join(format!("{}", n % 100)), n.to_string()).expect("the other host works");
-                slowest = slowest.max(begun.elapsed());
-                n += 1;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            slowest
-        });
-        Bystander { stop, thread }
-    }
-
-    fn end(self) {
-        self.stop.store(true, SeqCst);
-        let slowest = self.thread.join().expect("the other host");
-        println!("the other host's slowest operation in its own directory took {slowest:?}");
-        assert!(slowest < BUSY, "the other host waited {slowest:?}");
-    }
-}
-
 /// `h0` in the foreground behind a device that can fail, `h1` beside it.
-struct Scene {
-    cluster: Cluster,
-    child: Child,
-    faults: Faults,
-    superblock: Superblock,
+pub struct Scene {
+    pub cluster: Cluster,
+    pub child: Child,
+    pub faults: Faults,
+    pub superblock: Superblock,
 }
 
-fn scene() -> Option<Scene> {
+pub fn scene() -> Option<Scene> {
     if !can_mount() {
         return None;
     }
@@ -390,216 +281,4 @@ fn a_device_that_hangs_past_the_lease() {
     std::thread::sleep((since + LEASE + Duration::from_secs(1)).saturating_duration_since(Instant::now()));
     scene.faults.clear();
     scene.ended(75, &["no beat landed within the lease"], &dir, acknowledged);
-}
-
-/// A file that `h0` holds, and a write of it that a rule of `faults` holds up on its way.
-fn late_write(scene: &mut Scene, inject: impl FnOnce(&Faults)) -> JoinHandle<std::io::Result<()>> {
-    let path = scene.cluster.dir(0).join("file");
-    let file = File::options().write(true).create(true).truncate(true).open(path).expect("open");
-    file.write_all_at(&[1; 64 << 10], 0).expect("write");
-    file.sync_all().expect("fsync");
-    std::thread::sleep(Duration::from_millis(300));
-    inject(&scene.faults);
-    let late = std::thread::spawn(move || file.write_all_at(&[2; 64 << 10], 0));
-    // Long enough for the write to come there, beside others that are held up, too.
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(scene.faults.hits(0) > 0);
-    late
-}
-
-/// The other host takes over and writes the same bytes.
-fn taken_over(scene: &Scene) {
-    let since = Instant::now();
-    let other = File::options().write(true).open(scene.cluster.dir(1).join("file")).expect("open");
-    other.write_all_at(&[3; 64 << 10], 0).expect("write");
-    other.sync_all().expect("fsync");
-    println!("taken over {:?} after the write was issued", since.elapsed());
-}
-
-/// What the write of the fenced host did: nothing.
-fn demand_refused(mut scene: Scene, late: JoinHandle<std::io::Result<()>>, status: Option<i32>) {
-    late.join().expect("the writer").expect_err("its host has lost the volume");
-    assert_eq!(status_of(scene.child.id() as i32), status, "{}", scene.cluster.log("h0"));
-    scene.cluster.take_off(0);
-    scene.cluster.mount_as("h0", "rw");
-    for host in 0..2 {
-        let bytes = fs::read(scene.cluster.dir(host).join("file")).expect("read");
-        assert!(bytes == [3; 64 << 10], "host {host}: a write of the fenced host landed");
-    }
-    scene.cluster.end_clean();
-}
-
-/// A write is held up after its host's lease was found good, before it looks whether its host is fenced, while another
-/// host takes over and writes; then it goes on. Only the fence stands between it and the other host's bytes.
-#[test]
-fn a_late_write_of_a_fenced_host_is_refused() {
-    let Some(mut scene) = scene() else { return };
-    let late = late_write(&mut scene, |faults| faults.inject(0, Action::Hang, SHARED_LOCK, GATES, FOR_EVER));
-    taken_over(&scene);
-    assert!(scene.cluster.hosts[0].is_alive());
-    scene.faults.clear();
-    demand_refused(scene, late, Some(75));
-}
-
-/// One that is held up behind that look ends with its process: who fences kills it.
-#[test]
-fn a_write_inside_the_gate_ends_with_its_process() {
-    let Some(mut scene) = scene() else { return };
-    let range = clusters(&scene.superblock);
-    let late = late_write(&mut scene, |faults| faults.inject(0, Action::Hang, WRITE, range, FOR_EVER));
-    scene.cluster.hosts[0].signal(Signal::SIGSTOP);
-    taken_over(&scene);
-    assert!(!scene.cluster.hosts[0].is_alive(), "it could still write");
-    scene.faults.clear();
-    demand_refused(scene, late, None);
-}
-
-/// A host that is held up in the middle of a beat holds the range lock of its slot's block, by which this backend makes
-/// swaps atomic. The mark of its recoverer is a swap of the same block and can't be made: so it is fenced first.
-#[test]
-fn a_host_that_hangs_inside_its_beat() {
-    let Some(mut scene) = scene() else { return };
-    let late = late_write(&mut scene, |faults| faults.inject(0, Action::Hang, WRITE, ALL, FOR_EVER));
-    taken_over(&scene);
-    scene.faults.clear();
-    demand_refused(scene, late, None);
-}
-
-/// A block device that is write protected. The kernel keeps that when the device is detached, for whoever gets the same
-/// number next: so it goes whatever becomes of the test.
-struct Protected(PathBuf);
-
-impl Protected {
-    fn new(device: &Path) -> Protected {
-        let protected = Protected(device.to_owned());
-        assert!(protected.set("--setro"));
-        protected
-    }
-
-    fn set(&self, flag: &str) -> bool {
-        let set = std::process::Command::new("blockdev").arg(flag).arg(&self.0).status();
-        set.is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Protected {
-    fn drop(&mut self) {
-        if !self.set("--setrw") {
-            eprintln!("left write protected: {}", self.0.display());
-        }
-    }
-}
-
-/// A device write protected under one host: a loop device that an administrator sets read-only.
-#[test]
-fn a_device_that_is_write_protected() {
-    if !can_mount() {
-        return;
-    }
-    let mut cluster = Cluster::with_profile("fast", Backing::Loop(512), 4, "1G");
-    let (_, child) = cluster.mount_in_foreground("h0");
-    cluster.mount();
-    let writer = Writer::start(cluster.dir(0).join("dir"));
-    let bystander = Bystander::start(cluster.dir(1).join("own"));
-    std::thread::sleep(Duration::from_millis(500));
-    let protected = Protected::new(cluster.loop_path(0));
-    let since = Instant::now();
-    let (errno, at, acknowledged) = writer.failed();
-    assert!([libc::EIO, libc::ECONNABORTED].contains(&errno), "errno {errno}");
-    println!("errno {errno} after {:?}", at.saturating_duration_since(since));
-    // Where it was data that could not be written, the file's name is still to be committed.
-    drop(File::open(cluster.dir(0).join("dir")).and_then(|dir| dir.sync_all()));
-    demand_acknowledged(&cluster.dir(1).join("dir"), acknowledged);
-    let taken = since.elapsed();
-    println!("taken over {taken:?} after the device was write protected");
-    assert!(taken < DEAD + BUSY);
-    bystander.end();
-    assert_eq!(status_of(child.id() as i32), Some(74), "{}", cluster.log("h0"));
-    drop(protected);
-    cluster.take_off(0);
-    // Takes the loop device of the host that is still there; that is one image.
-    cluster.mount_as("h0", "rw");
-    demand_acknowledged(&cluster.dir(1).join("dir"), acknowledged);
-    cluster.end_clean();
-}
-
-/// A memory filesystem, unmounted in the end.
-struct Small(PathBuf);
-
-impl Small {
-    fn size(&self, mib: u32, remount: bool) {
-        let flags = if remount { MsFlags::MS_REMOUNT } else { MsFlags::empty() };
-        let size = format!("size={mib}m");
-        mount(Some("lunfs-test"), &self.0, Some("tmpfs"), flags, Some(&*size)).expect("tmpfs");
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        if let Err(errno) = umount2(&self.0, MntFlags::MNT_DETACH) {
-            eprintln!("left mounted: {}: {errno}", self.0.display());
-        }
-    }
-}
-
-/// A sparse image on a filesystem that fills up: writes of data say `ENOSPC`, beats go on, who can't commit withdraws;
-/// when there is room again all that was acknowledged is there.
-#[test]
-fn a_device_without_room() {
-    if !can_mount() {
-        return;
-    }
-    let place = tempfile::Builder::new().prefix("lunfs-small-").tempdir().expect("a directory");
-    let small = Small(place.path().to_owned());
-    small.size(40, false);
-    let temp = tempfile::Builder::new().prefix("lunfs-hosts-").tempdir_in(place.path()).expect("a directory");
-    let mut cluster = Cluster::inside(temp, "fast", Backing::File(512), 4, "1G");
-    let (_, child) = cluster.mount_in_foreground("h0");
-    cluster.mount();
-    let writers: Vec<_> =
-        (0..2).map(|host| Writer::start(cluster.dir(host).join(format!("dir{host}")))).collect();
-    std::thread::sleep(Duration::from_millis(500));
-    let hog = File::create(cluster.dir(0).join("hog")).expect("create");
-    let mut written = 0;
-    let failed = loop {
-        if let Err(error) = hog.write_all_at(&[7; 1 << 20], written) {
-            break error;
-        }
-        written += 1 << 20;
-        assert!(written < 64 << 20, "there can't be so much room");
-    };
-    println!("{written} bytes fitted, then: {failed}");
-    assert_eq!(failed.raw_os_error(), Some(libc::ENOSPC));
-    let acknowledged: Vec<_> = writers
-        .into_iter()
-        .map(|writer| {
-            let (errno, _, acknowledged) = writer.failed();
-            assert!([libc::ENOSPC, libc::EIO, libc::ECONNABORTED].contains(&errno), "errno {errno}");
-            acknowledged
-        })
-        .collect();
-    drop(hog);
-    small.size(400, true);
-    for host in (0..2).rev() {
-        // A host that could commit all it had is still there.
-        let name = cluster.hosts[host].name.clone();
-        println!("{name} lives: {}", cluster.hosts[host].is_alive());
-        if cluster.hosts[host].is_alive() {
-            cluster.unmount(host);
-        } else {
-            cluster.take_off(host);
-        }
-        // Its log lies where there was no room.
-        if host == 0 {
-            let status = status_of(child.id() as i32);
-            assert!([Some(0), Some(74)].contains(&status), "{status:?}");
-        }
-    }
-    cluster.mount_as("h1", "rw");
-    for (host, count) in acknowledged.into_iter().enumerate() {
-        demand_acknowledged(&cluster.dir(0).join(format!("dir{host}")), count);
-    }
-    cluster.mount_as("h0", "rw");
-    fs::write(cluster.dir(1).join("again"), [1; 1 << 20]).expect("there is room");
-    cluster.end_clean();
 }
