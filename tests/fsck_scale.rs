@@ -9,6 +9,8 @@
 
 #[path = "fsck_scale/breaks.rs"]
 mod breaks;
+#[path = "fsck_scale/contents.rs"]
+mod contents;
 #[path = "fsck_scale/device.rs"]
 mod device;
 #[path = "fsck_scale/measure.rs"]
@@ -17,6 +19,8 @@ mod measure;
 mod nodes;
 #[path = "fsck_scale/shape.rs"]
 mod shape;
+#[path = "fsck_scale/system.rs"]
+mod system;
 
 use std::sync::atomic::Ordering;
 
