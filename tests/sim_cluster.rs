@@ -29,6 +29,8 @@ mod model;
 mod names;
 #[path = "sim_cluster/planted.rs"]
 mod planted;
+#[path = "sim_cluster/points.rs"]
+mod points;
 #[path = "sim_cluster/power.rs"]
 mod power;
 #[path = "sim_cluster/recovery.rs"]

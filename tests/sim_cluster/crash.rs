@@ -15,14 +15,14 @@ use std::time::Duration;
 use lunfs::device::sim::{Keep, SimLunOptions};
 use lunfs::fs::api::{Operations, SetAttributes};
 use lunfs::rt::planted::Bug;
-use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
+use lunfs::rt::sim::{Failure, SimRng, seeds};
 use lunfs::rt::{self, HostTag};
 use lunfs::testing::cluster::{Cluster, Formatted, cx};
 use lunfs::testing::memfs::MemFs;
 use lunfs::testing::model::compare::list_all;
 use lunfs::types::{BLOCK_BYTES_U64, InodeNo};
 
-use super::model::LONG;
+use super::points::{cut_of, explained};
 use super::recovery::{all_settled, settled};
 
 /// Volumes of all kinds whose hosts are soon found dead, formatted once.
@@ -336,19 +336,6 @@ fn crash(
     explained(format!("{}, command {k}{cut}", case.name), seed, bug, run)
 }
 
-/// Runs it; a failure says where.
-fn explained<T: Send + 'static>(
-    at: String,
-    seed: u64,
-    bug: Option<Bug>,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Failure> {
-    match Simulation::new(seed).max_time(LONG).planted(bug).try_run(run) {
-        Ok(finished) => Ok(finished.value),
-        Err(failure) => Err(Failure { message: format!("{at}: {}", failure.message), ..failure }),
-    }
-}
-
 /// Host 0 dies when its operation is durable and not in place, or at its command number `k`; host 1 recovers it
 /// and dies at its command number `j`; host 2 recovers both. Did host 1 get to the end?
 fn crash_twice(
@@ -393,13 +380,7 @@ pub fn every_point_of_the_recoverer(seed: u64, case: Case, bug: Option<Bug>) -> 
     let mut rng = SimRng::new(seed, 62);
     let k = rng.chance(0.3).then(|| rng.between(1, 3));
     for j in 1.. {
-        let cut = match rng.below(4) {
-            _ if !volume.lun.volatile_cache => None,
-            0 => None,
-            1 => Some(Keep::Nothing),
-            2 => Some(Keep::Random),
-            _ => Some([Keep::AllBut(rng.index(9)), Keep::Only(rng.index(9))][rng.index(2)]),
-        };
+        let cut = cut_of(volume.lun.volatile_cache, &mut rng);
         if crash_twice(seed, case, (k, j), cut, volume, bug)? {
             return Ok(j as usize);
         }

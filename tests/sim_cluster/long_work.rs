@@ -12,14 +12,14 @@ use std::time::Duration;
 use lunfs::device::sim::Keep;
 use lunfs::fs::api::{Operations, SetAttributes};
 use lunfs::rt::planted::Bug;
-use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
+use lunfs::rt::sim::{Failure, SimRng, seeds};
 use lunfs::rt::{self, HostTag};
 use lunfs::testing::cluster::{Cluster, cx};
 use lunfs::testing::memfs::MemFs;
 use lunfs::types::InodeNo;
 
 use super::crash::{Tree, beats, hasty, tree_of};
-use super::model::LONG;
+use super::points::{cut_of, explained};
 use super::recovery::settled;
 
 const PIECES: u64 = 40;
@@ -184,8 +184,7 @@ fn free_orphans(cluster: &Cluster, host: usize) {
 /// Host 0 dies at its command number `k`. Did it get to the end?
 fn crash(seed: u64, work: Work, k: u64, cut: Option<Keep>, bug: Option<Bug>) -> Result<bool, Failure> {
     let volume = &hasty()[(seed % 4) as usize];
-    let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
-    let finished = simulation.try_run(move || {
+    explained(format!("{}, command {k}, {cut:?}", work.name), seed, bug, move || {
         let states = states(work);
         // A host that was up would rightly stop when the LUN goes back in time.
         let mut cluster = Cluster::start(volume, if cut.is_some() { 1 } else { 2 });
@@ -229,22 +228,7 @@ fn crash(seed: u64, work: Work, k: u64, cut: Option<Keep>, bug: Option<Bug>) -> 
         let report = cluster.finish();
         assert_eq!(report.orphans, 0, "what had no name was not freed");
         ended
-    });
-    let at = |failure: Failure| Failure {
-        message: format!("{}, command {k}, {cut:?}: {}", work.name, failure.message),
-        ..failure
-    };
-    finished.map(|f| f.value).map_err(at)
-}
-
-fn cut_of(volatile: bool, rng: &mut SimRng) -> Option<Keep> {
-    match rng.below(4) {
-        _ if !volatile => None,
-        0 => None,
-        1 => Some(Keep::Nothing),
-        2 => Some(Keep::Random),
-        _ => Some([Keep::AllBut(rng.index(9)), Keep::Only(rng.index(9))][rng.index(2)]),
-    }
+    })
 }
 
 /// All points of one work; the number of runs.
@@ -277,7 +261,7 @@ fn long_work_is_never_half_done_for_anybody() {
 /// goes on. Did host 1 get to the end?
 fn sweeper(seed: u64, j: u64, cut: Option<Keep>) -> Result<bool, Failure> {
     let volume = &hasty()[(seed % 4) as usize];
-    let finished = Simulation::new(seed).max_time(LONG).try_run(move || {
+    explained(format!("command {j} of the sweeper, {cut:?}"), seed, None, move || {
         let mut cluster = Cluster::start(volume, 2);
         cluster.on(0, |fs| {
             pieces(fs);
@@ -310,12 +294,7 @@ fn sweeper(seed: u64, j: u64, cut: Option<Keep>) -> Result<bool, Failure> {
         let report = cluster.finish();
         assert_eq!(report.orphans, 0, "what the dead one had open was not freed");
         !tripped
-    });
-    let at = |failure: Failure| Failure {
-        message: format!("command {j} of the sweeper, {cut:?}: {}", failure.message),
-        ..failure
-    };
-    finished.map(|f| f.value).map_err(at)
+    })
 }
 
 #[test]

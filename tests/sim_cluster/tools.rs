@@ -15,7 +15,7 @@ use lunfs::fsck::{FsckError, check};
 use lunfs::layout::cluster::ClusterHeader;
 use lunfs::layout::inode::InodeDisk;
 use lunfs::layout::seal;
-use lunfs::rt::sim::{Failure, SimRng, Simulation, on_host, seeds, spawn_on};
+use lunfs::rt::sim::{Failure, SimRng, on_host, seeds, spawn_on};
 use lunfs::rt::{self, HostTag};
 use lunfs::testing::audit::audit;
 use lunfs::testing::cluster::{Cluster, cx};
@@ -24,7 +24,7 @@ use lunfs::types::InodeNo;
 use lunfs::volume::{FencingMode, MountOptions, Volume};
 
 use super::crash::{Tree, hasty, tree_of};
-use super::model::LONG;
+use super::points::{cut_of, explained};
 use super::scenes::identity;
 
 const TOOL: HostTag = HostTag(5);
@@ -79,16 +79,6 @@ fn shown(volume: &Arc<Volume>) -> Tree {
     })
 }
 
-fn cut_of(volatile: bool, rng: &mut SimRng) -> Option<Keep> {
-    match rng.below(4) {
-        _ if !volatile => None,
-        0 => None,
-        1 => Some(Keep::Nothing),
-        2 => Some(Keep::Random),
-        _ => Some([Keep::AllBut(rng.index(9)), Keep::Only(rng.index(9))][rng.index(2)]),
-    }
-}
-
 /// Files that were there before.
 fn populate(fs: &dyn Operations) {
     let dir = fs.mkdir(&cx(), fs.root(), b"old", 0o755).unwrap().value.ino;
@@ -101,7 +91,7 @@ fn populate(fs: &dyn Operations) {
 /// Did mkfs get to the end?
 fn mkfs_crash(seed: u64, over: bool, k: u64, cut: Option<Keep>) -> Result<bool, Failure> {
     let formatted = &hasty()[(seed % 4) as usize];
-    let finished = Simulation::new(seed).max_time(LONG).try_run(move || {
+    explained(format!("over a volume: {over}, command {k}, {cut:?}"), seed, None, move || {
         let mut old = None;
         let lun = if over {
             let mut cluster = Cluster::start(formatted, 1);
@@ -146,12 +136,7 @@ fn mkfs_crash(seed: u64, over: bool, k: u64, cut: Option<Keep>) -> Result<bool, 
             }
         }
         made.is_some()
-    });
-    let at = |failure: Failure| Failure {
-        message: format!("over a volume: {over}, command {k}, {cut:?}: {}", failure.message),
-        ..failure
-    };
-    finished.map(|f| f.value).map_err(at)
+    })
 }
 
 #[test]
@@ -220,7 +205,7 @@ fn repair_on(lun: &SimLun, tag: HostTag) -> Result<(), String> {
 /// Did fsck get to the end?
 fn fsck_crash(seed: u64, k: u64, cut: Option<Keep>) -> Result<bool, Failure> {
     let formatted = &hasty()[(seed % 4) as usize];
-    let finished = Simulation::new(seed).max_time(LONG).try_run(move || {
+    explained(format!("command {k}, {cut:?}"), seed, None, move || {
         let mut cluster = Cluster::start(formatted, 1);
         let expected = damaged(&mut cluster);
         let lun = cluster.lun.clone();
@@ -245,12 +230,7 @@ fn fsck_crash(seed: u64, k: u64, cut: Option<Keep>) -> Result<bool, Failure> {
             gone.iter().map(|(path, _)| path).collect::<Vec<_>>()
         );
         done.is_some()
-    });
-    let at = |failure: Failure| Failure {
-        message: format!("command {k}, {cut:?}: {}", failure.message),
-        ..failure
-    };
-    finished.map(|f| f.value).map_err(at)
+    })
 }
 
 #[test]
