@@ -10,7 +10,7 @@ use lunfs::layout::geometry::lock_of_inode;
 use lunfs::rt;
 use lunfs::rt::sim::Simulation;
 use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
-use lunfs::types::{BLOCK_BYTES_U64, BlockNo, InodeNo, Slot};
+use lunfs::types::{BLOCK_BYTES_U64, BlockNo, Slot};
 
 struct Lines(Mutex<Vec<(Level, String)>>);
 
@@ -48,15 +48,6 @@ fn plan(cluster: &Cluster, host: usize, at: BlockNo, fault: Fault, count: u32) {
     cluster.lun.inject(FaultRule { bytes, count, ..rule });
 }
 
-fn directory(cluster: &Cluster, name: &'static [u8]) -> InodeNo {
-    let root = cluster.root();
-    cluster.on(0, |fs| {
-        let ino = fs.mkdir(&cx(), root, name, 0o755).unwrap().value.ino;
-        fs.sync(&cx()).unwrap();
-        ino
-    })
-}
-
 #[track_caller]
 fn only_line(level: Level, parts: &[&str]) {
     only_line_of(lines(), level, parts);
@@ -80,8 +71,8 @@ fn one_line_an_event_with_both_images_and_no_flood() {
     let formatted = Formatted::tiny(4);
     Simulation::new(1).run(move || {
         let cluster = Cluster::start(&formatted, 3);
-        let (a, b) = (directory(&cluster, b"a"), directory(&cluster, b"b"));
-        let c = directory(&cluster, b"c");
+        let (a, b) = (cluster.directory(0, b"a"), cluster.directory(0, b"b"));
+        let c = cluster.directory(0, b"c");
         let at = lock_of_inode(a);
         rt::sleep(1000 * MS);
         lines();

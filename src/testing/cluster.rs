@@ -103,7 +103,7 @@ pub struct Host {
 }
 
 /// Who a simulated host is after its first boot.
-fn identity(tag: HostTag) -> HostIdentity {
+pub fn identity(tag: HostTag) -> HostIdentity {
     HostIdentity {
         name: format!("host{}", tag.0),
         uuid: [tag.0 as u8 + 1; 16],
@@ -225,6 +225,16 @@ impl Cluster {
     pub fn on<T>(&self, host: usize, work: impl FnOnce(&dyn Operations) -> T) -> T {
         let host = &self.hosts[host];
         on_host(host.tag, || work(&*host.fs))
+    }
+
+    /// A new directory of the root; the host that made it holds it, and has it durable.
+    pub fn directory(&self, host: usize, name: &[u8]) -> InodeNo {
+        let root = self.root();
+        self.on(host, |fs| {
+            let ino = fs.mkdir(&cx(), root, name, 0o755).expect("a new directory").value.ino;
+            fs.sync(&cx()).expect("syncing it");
+            ino
+        })
     }
 
     /// Starts a thread of one host.

@@ -23,7 +23,7 @@ use lunfs::testing::memfs::MemFs;
 use lunfs::types::InodeNo;
 
 use super::crash::{Tree, hasty, tree_of};
-use super::model::{LONG, volumes};
+use super::model::{LONG, of_all_kinds, volumes};
 use super::recovery::settled;
 
 const MS: Duration = Duration::from_millis(1);
@@ -173,23 +173,14 @@ fn troubles(seed: u64, rng: &mut SimRng) -> Vec<Trouble> {
 fn crowds() -> &'static [Formatted; 4] {
     static VOLUMES: std::sync::OnceLock<[Formatted; 4]> = std::sync::OnceLock::new();
     VOLUMES.get_or_init(|| {
-        [(512, true), (4096, true), (512, false), (4096, false)].map(
-            |(logical_block_bytes, volatile_cache)| {
-                let small = Geometry::tiny(8);
-                let more = 24 * small.journal_blocks + 2 * small.cluster_blocks;
-                let geometry = Geometry { slots: 32, size_blocks: small.size_blocks + more, ..small };
-                let hold_time = Duration::from_millis(500);
-                let size_bytes = geometry.size_bytes();
-                let lun = SimLunOptions {
-                    logical_block_bytes,
-                    volatile_cache,
-                    size_bytes,
-                    hold_time,
-                    ..SimLunOptions::default()
-                };
-                Formatted::with_profile(lun, Some(geometry), Profile::Fast)
-            },
-        )
+        let small = Geometry::tiny(8);
+        let more = 24 * small.journal_blocks + 2 * small.cluster_blocks;
+        let geometry = Geometry { slots: 32, size_blocks: small.size_blocks + more, ..small };
+        let (size_bytes, hold_time) = (geometry.size_bytes(), Duration::from_millis(500));
+        of_all_kinds(|lun| {
+            let lun = SimLunOptions { size_bytes, hold_time, ..lun };
+            Formatted::with_profile(lun, Some(geometry), Profile::Fast)
+        })
     })
 }
 

@@ -32,13 +32,8 @@ fn full(seed: u64, slots: u16, fencing: bool) -> Formatted {
 
 /// Makes files until the host ends; notes how many are durable.
 fn busy(cluster: &Cluster, host: usize) -> (InodeNo, Arc<Mutex<u32>>) {
-    let root = cluster.root();
     let name = format!("of-{}", cluster.hosts[host].tag.0);
-    let dir = cluster.on(host, |fs| {
-        let ino = fs.mkdir(&cx(), root, name.as_bytes(), 0o755).unwrap().value.ino;
-        fs.sync(&cx()).unwrap();
-        ino
-    });
+    let dir = cluster.directory(host, name.as_bytes());
     let durable = Arc::new(Mutex::new(0));
     let noted = durable.clone();
     drop(cluster.spawn(host, "worker", move |fs| {

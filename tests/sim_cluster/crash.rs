@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use lunfs::device::sim::{Keep, SimLunOptions};
+use lunfs::device::sim::Keep;
 use lunfs::fs::api::{Operations, SetAttributes};
 use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, seeds};
@@ -22,20 +22,14 @@ use lunfs::testing::memfs::MemFs;
 use lunfs::testing::model::compare::list_all;
 use lunfs::types::{BLOCK_BYTES_U64, InodeNo};
 
+use super::model::of_all_kinds;
 use super::points::{cut_of, explained};
 use super::recovery::{all_settled, settled};
 
 /// Volumes of all kinds whose hosts are soon found dead, formatted once.
 pub fn hasty() -> &'static [Formatted; 4] {
     static VOLUMES: std::sync::OnceLock<[Formatted; 4]> = std::sync::OnceLock::new();
-    VOLUMES.get_or_init(|| {
-        [(512, true), (4096, true), (512, false), (4096, false)].map(
-            |(logical_block_bytes, volatile_cache)| {
-                let lun = SimLunOptions { logical_block_bytes, volatile_cache, ..SimLunOptions::default() };
-                Formatted::hasty_on(8, lun)
-            },
-        )
-    })
+    VOLUMES.get_or_init(|| of_all_kinds(|lun| Formatted::hasty_on(8, lun)))
 }
 
 /// What can be seen of one inode under one name: mode, links, size, owner, contents.

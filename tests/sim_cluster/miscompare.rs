@@ -37,16 +37,6 @@ fn plan(cluster: &Cluster, host: usize, at: BlockNo, fault: Fault) {
     cluster.lun.inject(FaultRule { bytes: Some(bytes), ..rule });
 }
 
-/// A directory that host 0 holds exclusively.
-fn directory(cluster: &Cluster, name: &'static [u8]) -> InodeNo {
-    let root = cluster.root();
-    cluster.on(0, |fs| {
-        let ino = fs.mkdir(&cx(), root, name, 0o755).unwrap().value.ino;
-        fs.sync(&cx()).unwrap();
-        ino
-    })
-}
-
 /// Makes a file in the directory as another host: the lock has to move.
 fn touch(cluster: &Cluster, host: usize, dir: InodeNo, name: &'static [u8]) {
     cluster.on(host, |fs| fs.mknod(&cx(), dir, name, 0o644, 0).map(drop)).unwrap();
@@ -118,7 +108,7 @@ fn every_fault_of_a_hand_over_has_its_cause_and_the_lock_moves_once() {
         let volume = &volumes()[0];
         Simulation::new(2).max_time(LONG).run(move || {
             let cluster = Cluster::start(volume, 2);
-            let dir = directory(&cluster, b"d");
+            let dir = cluster.directory(0, b"d");
             let before = causes(&cluster, 0);
             plan(&cluster, 0, lock_of_inode(dir), fault);
             touch(&cluster, 1, dir, b"f");
@@ -141,7 +131,7 @@ fn a_hand_over_that_landed_and_was_built_upon_is_our_own_write() {
         let volume = &volumes()[0];
         Simulation::new(4).max_time(LONG).run(move || {
             let cluster = Cluster::start(volume, 3);
-            let dir = directory(&cluster, b"d");
+            let dir = cluster.directory(0, b"d");
             let before = causes(&cluster, 0);
             plan(&cluster, 0, lock_of_inode(dir), fault);
             touch(&cluster, 1, dir, b"one");
@@ -159,7 +149,7 @@ fn who_rings_second_lost_a_race() {
     let volume = &volumes()[0];
     Simulation::new(5).max_time(LONG).run(move || {
         let cluster = Cluster::start(volume, 3);
-        let (a, b) = (directory(&cluster, b"a"), directory(&cluster, b"b"));
+        let (a, b) = (cluster.directory(0, b"a"), cluster.directory(0, b"b"));
         let before = causes(&cluster, 1);
         plan(&cluster, 1, bell_of(&cluster, 0), Fault::Late(40 * MS));
         let late = cluster.spawn(1, "late", move |fs| fs.mknod(&cx(), a, b"f", 0o644, 0).map(drop));
@@ -182,7 +172,7 @@ fn a_sharer_that_remembers_an_old_image_compares_with_a_stale_one() {
     let volume = &volumes()[0];
     Simulation::new(6).max_time(LONG).run(move || {
         let cluster = Cluster::start(volume, 3);
-        let dir = directory(&cluster, b"d");
+        let dir = cluster.directory(0, b"d");
         for host in [1, 2] {
             rt::sleep(500 * MS);
             cluster.on(host, |fs| fs.readdir(&cx(), dir, 0, 1 << 16, false).map(drop)).unwrap();
@@ -203,7 +193,7 @@ fn a_ring_without_an_answer_that_was_heard_cannot_be_told() {
     let volume = &volumes()[0];
     Simulation::new(7).max_time(LONG).run(move || {
         let cluster = Cluster::start(volume, 2);
-        let dir = directory(&cluster, b"d");
+        let dir = cluster.directory(0, b"d");
         let before = causes(&cluster, 1);
         plan(&cluster, 1, bell_of(&cluster, 0), Fault::LostAnswer);
         touch(&cluster, 1, dir, b"f");
@@ -334,7 +324,7 @@ fn a_host_that_was_declared_dead_says_so_and_stops() {
     for theft in [Theft::Slot, Theft::Lock, Theft::Everything] {
         Simulation::new(9).max_time(LONG).run(move || {
             let cluster = Cluster::start(volume, 2);
-            let dir = directory(&cluster, b"d");
+            let dir = cluster.directory(0, b"d");
             let before = causes(&cluster, 0);
             cluster.may_end(0);
             cluster.lun.clear_observer();
@@ -427,7 +417,7 @@ fn a_damaged_lock_is_an_error_with_a_place() {
     let volume = &volumes()[0];
     Simulation::new(11).max_time(LONG).run(move || {
         let cluster = Cluster::start(volume, 2);
-        let dir = directory(&cluster, b"d");
+        let dir = cluster.directory(0, b"d");
         let before = causes(&cluster, 1);
         cluster.lun.overwrite(lock_of_inode(dir).offset_bytes() + 200, b"?");
         let refused = cluster.on(1, |fs| fs.mknod(&cx(), dir, b"f", 0o644, 0).map(drop)).unwrap_err();
@@ -441,7 +431,7 @@ fn a_damaged_doorbell_costs_a_second_and_no_error() {
     let volume = &volumes()[0];
     Simulation::new(13).max_time(LONG).run(move || {
         let cluster = Cluster::start(volume, 2);
-        let dir = directory(&cluster, b"d");
+        let dir = cluster.directory(0, b"d");
         let before = causes(&cluster, 1);
         cluster.lun.overwrite(bell_of(&cluster, 0).offset_bytes() + 200, b"?");
         let begun = sim::now().unwrap();
@@ -496,7 +486,7 @@ fn no_ring_is_lost_when_clearing_the_doorbell_meets_its_own_image_late() {
         let volume = &volumes()[0];
         Simulation::new(seed).max_time(LONG).run(move || {
             let cluster = Cluster::start(volume, 3);
-            let (a, b) = (directory(&cluster, b"a"), directory(&cluster, b"b"));
+            let (a, b) = (cluster.directory(0, b"a"), cluster.directory(0, b"b"));
             // Nobody was asked for a while.
             rt::sleep((2000 + 100 * seed as u32) * MS);
             plan(&cluster, 0, bell_of(&cluster, 0), Fault::RetriedBelow(400 * MS));

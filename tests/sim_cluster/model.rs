@@ -11,17 +11,17 @@ use lunfs::testing::model::Model;
 /// No run needs more virtual time; one that does waits for something that won't come.
 pub const LONG: Duration = Duration::from_secs(1200);
 
+/// One volume on each kind of LUN: with blocks of either size, with a volatile cache and without.
+pub fn of_all_kinds(format: impl Fn(SimLunOptions) -> Formatted) -> [Formatted; 4] {
+    [(512, true), (4096, true), (512, false), (4096, false)].map(|(logical_block_bytes, volatile_cache)| {
+        format(SimLunOptions { logical_block_bytes, volatile_cache, ..SimLunOptions::default() })
+    })
+}
+
 /// Volumes of all kinds, formatted once.
 pub fn volumes() -> &'static [Formatted; 4] {
     static VOLUMES: std::sync::OnceLock<[Formatted; 4]> = std::sync::OnceLock::new();
-    VOLUMES.get_or_init(|| {
-        [(512, true), (4096, true), (512, false), (4096, false)].map(
-            |(logical_block_bytes, volatile_cache)| {
-                let lun = SimLunOptions { logical_block_bytes, volatile_cache, ..SimLunOptions::default() };
-                Formatted::tiny_on(8, lun)
-            },
-        )
-    })
+    VOLUMES.get_or_init(|| of_all_kinds(|lun| Formatted::tiny_on(8, lun)))
 }
 
 /// The volume of a seed, and whether its compare-and-writes have unknown outcomes.

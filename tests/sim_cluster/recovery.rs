@@ -77,15 +77,6 @@ fn check(fs: &dyn Operations, host: usize, dir: InodeNo, durable: u64) {
     }
 }
 
-fn directory(cluster: &Cluster, host: usize, name: &'static [u8]) -> InodeNo {
-    let root = cluster.root();
-    cluster.on(host, |fs| {
-        let ino = fs.mkdir(&cx(), root, name, 0o755).unwrap().value.ino;
-        fs.sync(&cx()).unwrap();
-        ino
-    })
-}
-
 /// Is nobody left to be recovered?
 pub fn all_settled(cluster: &Cluster) -> bool {
     let open = [SlotState::Live, SlotState::Recovering, SlotState::Withdrawn];
@@ -105,7 +96,7 @@ fn what_a_dead_host_made_durable_is_there_for_the_others() {
         let volume = &volumes()[(seed % 4) as usize];
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 3);
-            let dir = directory(&cluster, 0, b"dir");
+            let dir = cluster.directory(0, b"dir");
             let durable = Arc::new(Mutex::new(0));
             let noted = durable.clone();
             drop(cluster.spawn(0, "worker", move |fs| work(&*fs, 0, dir, &noted, seed)));
@@ -139,7 +130,7 @@ fn a_host_that_comes_back_recovers_itself_at_once() {
         let volume = &volumes()[(seed % 4) as usize];
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 2);
-            let dir = directory(&cluster, 0, b"dir");
+            let dir = cluster.directory(0, b"dir");
             let mut at_least = 0;
             for round in 0..3 {
                 let last = cluster.hosts.iter().position(|h| h.tag.0 == 0).unwrap();
@@ -147,7 +138,7 @@ fn a_host_that_comes_back_recovers_itself_at_once() {
                 let noted = durable.clone();
                 let dir = match round {
                     0 => dir,
-                    _ => directory(&cluster, last, [&b""[..], b"dir1", b"dir2"][round]),
+                    _ => cluster.directory(last, [&b""[..], b"dir1", b"dir2"][round]),
                 };
                 drop(
                     cluster.spawn(last, "worker", move |fs| work(&*fs, 0, dir, &noted, seed + round as u64)),
@@ -180,7 +171,7 @@ fn a_recoverer_that_dies_is_recovered() {
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 4);
             let mut rng = SimRng::new(seed, 4);
-            let dirs = [directory(&cluster, 0, b"dir0"), directory(&cluster, 1, b"dir1")];
+            let dirs = [cluster.directory(0, b"dir0"), cluster.directory(1, b"dir1")];
             let durable: [Arc<Mutex<u64>>; 2] = Default::default();
             for host in 0..2 {
                 let (noted, dir) = (durable[host].clone(), dirs[host]);
@@ -211,7 +202,7 @@ fn hosts_die_in_the_middle_of_shared_work() {
         let volume = &volumes()[(seed % 4) as usize];
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 4);
-            let dir = directory(&cluster, 0, b"dir");
+            let dir = cluster.directory(0, b"dir");
             let mut workers = BTreeMap::new();
             for host in 0..4usize {
                 let worker = cluster.spawn(host, "worker", move |fs| {
@@ -352,7 +343,7 @@ pub fn damaged_journal(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
         .planted(bug)
         .try_run(move || {
             let mut cluster = Cluster::start(volume, 3);
-            let (dir, own) = (directory(&cluster, 0, b"dir"), directory(&cluster, 1, b"own"));
+            let (dir, own) = (cluster.directory(0, b"dir"), cluster.directory(1, b"own"));
             cluster.on(1, |fs| fs.getattr(&cx(), cluster.root()).map(drop)).unwrap();
             cluster.on(0, |fs| {
                 for n in 0..5 {

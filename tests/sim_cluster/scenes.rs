@@ -12,12 +12,11 @@ use lunfs::fs::api::{FsError, Operations};
 use lunfs::fsck::finding::Finding;
 use lunfs::fsck::repair::{Allow, repair};
 use lunfs::fsck::{FsckError, Observer, Progress};
-use lunfs::heartbeat::HostIdentity;
 use lunfs::layout::geometry::Geometry;
 use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, Simulation, on_host, seeds, spawn_on};
 use lunfs::rt::{self, HostTag};
-use lunfs::testing::cluster::{Cluster, Formatted, cx, joined};
+use lunfs::testing::cluster::{Cluster, Formatted, cx, identity, joined};
 use lunfs::volume::{FencingMode, MountOptions, Volume};
 
 use super::crash::hasty;
@@ -292,17 +291,6 @@ pub fn orphan_of_the_dead(seed: u64, bug: Option<Bug>) -> Outcome {
 
 const FSCK: HostTag = HostTag(6);
 const LATE: HostTag = HostTag(3);
-
-pub fn identity(tag: HostTag) -> HostIdentity {
-    HostIdentity {
-        name: format!("host{}", tag.0),
-        uuid: [tag.0 as u8 + 1; 16],
-        boot_id: [tag.0 as u8 + 100; 16],
-        pid: 1,
-        pid_namespace: 1,
-        is_gone: |_| true,
-    }
-}
 
 /// Notes when the volume is a fsck's alone, and what another host writes plainly meanwhile.
 #[derive(Default)]

@@ -18,14 +18,13 @@ use lunfs::layout::seal;
 use lunfs::rt::sim::{Failure, SimRng, on_host, seeds, spawn_on};
 use lunfs::rt::{self, HostTag};
 use lunfs::testing::audit::audit;
-use lunfs::testing::cluster::{Cluster, cx};
+use lunfs::testing::cluster::{Cluster, cx, identity};
 use lunfs::testing::tripwire::Tripwire;
 use lunfs::types::InodeNo;
 use lunfs::volume::{FencingMode, MountOptions, Volume};
 
 use super::crash::{Tree, hasty, tree_of};
 use super::points::{cut_of, explained};
-use super::scenes::identity;
 
 const TOOL: HostTag = HostTag(5);
 const AGAIN: HostTag = HostTag(6);
