@@ -16,6 +16,8 @@ mod guard;
 mod harness;
 #[path = "fuse_room/lifetime.rs"]
 mod lifetime;
+#[path = "mounts/mod.rs"]
+mod mounts;
 #[path = "fuse_room/ordinary.rs"]
 mod ordinary;
 #[path = "processes/mod.rs"]

@@ -1,7 +1,7 @@
 //! Several hosts on one volume, through the kernel: a daemon per host, each with a mount of its own.
 //!
 //! Needs root and /dev/fuse; says so and passes where they are missing. Every body runs on every kind of
-//! device in [`harness::Backing`], in the test's process, which is no daemon; it gets the mountpoints and
+//! device in [`backing::Backing`], in the test's process, which is no daemon; it gets the mountpoints and
 //! nothing else. After each body every host leaves, and no slot, process, mount or loop device may stay.
 //!
 //! * `names`, `races`, `moves`: directories under several hands
@@ -26,6 +26,8 @@ mod harness;
 
 #[path = "multi_host/attributes.rs"]
 mod attributes;
+#[path = "multi_host/backing.rs"]
+mod backing;
 #[path = "multi_host/caches.rs"]
 mod caches;
 #[path = "multi_host/deaths.rs"]
@@ -46,6 +48,8 @@ mod late_writes;
 mod lifetime;
 #[path = "multi_host/mappings.rs"]
 mod mappings;
+#[path = "mounts/mod.rs"]
+mod mounts;
 #[path = "multi_host/moves.rs"]
 mod moves;
 #[path = "multi_host/names.rs"]

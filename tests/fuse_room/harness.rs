@@ -1,52 +1,24 @@
 //! Mounts a filesystem (in memory, or a real volume in an image) in a process of its own and cleans up whatever
 //! happens.
 //!
-//! A daemon inside the test's process would wait for itself. Each mount has a watchdog that kills its daemon
-//! when a test hangs, so that the hanging system call fails and the test with it.
+//! Each mount has a watchdog (`mounts`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::mounts::Watchdog;
+pub use crate::mounts::{PATIENCE, can_mount, lunfs, until};
 use crate::processes;
-
-/// How long anything may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// `false`, loudly, where a mount can't be made.
-pub fn can_mount() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !(root && device) {
-        eprintln!("SKIPPED: needs root ({root}) and /dev/fuse ({device})");
-    }
-    root && device
-}
 
 /// Do mounts have what only our own transport carries?
 pub fn native() -> bool {
     std::env::var("LUNFS_TEST_TRANSPORT").map_or(true, |transport| transport == "native")
-}
-
-pub fn lunfs() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_lunfs"))
-}
-
-/// Waits until the condition holds.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// What is behind a mount.
@@ -64,7 +36,7 @@ pub struct Place {
     pub backing: Backing,
     /// The daemon, once known.
     pub pid: Option<i32>,
-    finished: Arc<AtomicBool>,
+    watchdog: Watchdog,
 }
 
 impl Place {
@@ -78,7 +50,7 @@ impl Place {
             Backing::Memory => format!("lunfs-test-{name}-{}", std::process::id()),
             Backing::Image(_) => temp.path().join("image").to_str().expect("a plain path").to_owned(),
         };
-        let place = Place { temp, name, backing, pid: None, finished: Arc::default() };
+        let place = Place { temp, name, backing, pid: None, watchdog: Watchdog::default() };
         for directory in [place.dir(), place.run_dir()] {
             std::fs::create_dir(directory).expect("a new directory");
         }
@@ -140,18 +112,7 @@ impl Place {
     /// Kills this process at the end, or when the test hangs.
     pub fn watch(&mut self, pid: i32) {
         self.pid = Some(pid);
-        let finished = self.finished.clone();
-        std::thread::spawn(move || {
-            let start = Instant::now();
-            while !finished.load(Ordering::Acquire) {
-                if start.elapsed() > 2 * PATIENCE {
-                    eprintln!("WATCHDOG: the test hangs; killing the daemon {pid}");
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        });
+        self.watchdog.watch(pid, &self.name, 2 * PATIENCE);
     }
 
     pub fn is_alive(&self) -> bool {
@@ -199,7 +160,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.finished.store(true, Ordering::Release);
+        self.watchdog.call_off();
         if let Some(pid) = self.pid
             && self.is_alive()
         {

@@ -1,84 +1,28 @@
 //! A volume, its hosts and their end.
 //!
-//! Everything is cleaned up by process id and path, also when a body panics. A watchdog kills the daemons of a
-//! test that hangs, so that the hanging system call fails and the test with it; it says so first.
+//! Everything is cleaned up by process id and path, also when a body panics. Each mount has a watchdog (`mounts`).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lunfs::device::file::loopdev::{LoopDevice, LoopOptions};
-use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable};
 use lunfs_test_target::{Config, LunConfig, Target};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+pub use super::backing::Backing;
+use super::backing::Stranger;
+use crate::mounts::Watchdog;
+pub use crate::mounts::{PATIENCE, can_mount, lunfs, until};
 use crate::processes;
 
-/// How long anything may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a whole body may take.
 const BODY_PATIENCE: Duration = Duration::from_secs(240);
-
-/// What the hosts share.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Backing {
-    /// One image file, opened by every daemon, with logical blocks of this many bytes.
-    File(u32),
-    /// A loop device per host over one image, with sectors of this many bytes.
-    Loop(u32),
-    /// A LUN of an iSCSI target that the test's process serves, with logical blocks of this many bytes.
-    Iscsi(u32),
-    /// A LUN of a target that other people wrote.
-    Tgtd,
-    Istgt,
-}
-
-/// Such a target, for one cluster.
-enum Stranger {
-    Tgtd(Tgtd),
-    Istgt(Istgt),
-}
-
-impl Stranger {
-    fn start(backing: Backing, bytes: u64) -> Result<Stranger, Unavailable> {
-        match backing {
-            Backing::Istgt => Istgt::start(bytes).map(Stranger::Istgt),
-            _ => Tgtd::start(TgtdOptions { bytes, ..TgtdOptions::default() }).map(Stranger::Tgtd),
-        }
-    }
-
-    fn url(&self) -> String {
-        match self {
-            Stranger::Tgtd(tgtd) => tgtd.url(),
-            Stranger::Istgt(istgt) => istgt.url(),
-        }
-    }
-
-    fn image(&self) -> PathBuf {
-        match self {
-            Stranger::Tgtd(tgtd) => tgtd.image(),
-            Stranger::Istgt(istgt) => istgt.image(),
-        }
-    }
-}
-
-/// Can such a target be had here? If not, it says so.
-pub fn can_serve(backing: Backing) -> bool {
-    match Stranger::start(backing, 64 << 20) {
-        Ok(_) => true,
-        Err(why) => {
-            assert!(why.may_skip(), "{why}");
-            eprintln!("SKIPPED: {why}");
-            false
-        }
-    }
-}
 
 /// Tests of one body, one for each kind of device.
 macro_rules! on_every_device {
@@ -110,33 +54,10 @@ macro_rules! on_every_device {
     )*};
 }
 
-/// `false`, loudly, where a mount can't be made.
-pub fn can_mount() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !(root && device) {
-        eprintln!("SKIPPED: needs root ({root}) and /dev/fuse ({device})");
-    }
-    root && device
-}
-
 /// `n` rounds at scale 1; never none.
 pub fn rounds(n: u64) -> u64 {
     let scale: f64 = std::env::var("LUNFS_TEST_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0);
     ((n as f64 * scale) as u64).max(2)
-}
-
-pub fn lunfs() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_lunfs"))
-}
-
-/// Waits until the condition holds.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Runs a body on `count` mounted hosts, then sees them leave.
@@ -190,7 +111,7 @@ pub struct Cluster {
     /// Mount options of every host.
     pub options: &'static str,
     made: usize,
-    finished: Arc<AtomicBool>,
+    watchdog: Watchdog,
 }
 
 impl Cluster {
@@ -237,7 +158,7 @@ impl Cluster {
             hosts,
             options: "",
             made: 0,
-            finished: Arc::default(),
+            watchdog: Watchdog::default(),
         };
         let device = match backing {
             Backing::File(_) => cluster.image(),
@@ -382,7 +303,7 @@ impl Cluster {
         assert!(output.status.success(), "{output:?}\n{}", self.log(name));
         assert!(output.stdout.is_empty() && output.stderr.is_empty(), "a success is silent: {output:?}");
         let pid = self.find_pid(name);
-        self.watch(pid, name);
+        self.watchdog.watch(pid, name, BODY_PATIENCE);
         self.hosts.push(Host { name: name.to_owned(), dir, pid });
         self.hosts.last().expect("just pushed")
     }
@@ -392,7 +313,7 @@ impl Cluster {
         let (mut command, dir) = self.mount_command(name, "rw");
         let child = command.arg("--foreground").stderr(Stdio::null()).spawn().expect("mount starts");
         let pid = i32::try_from(child.id()).expect("a process id");
-        self.watch(pid, name);
+        self.watchdog.watch(pid, name, BODY_PATIENCE);
         let host = Host { name: name.to_owned(), dir, pid };
         until("the mount shows", || host.is_mounted());
         self.hosts.push(host);
@@ -410,21 +331,6 @@ impl Cluster {
             }
         }
         panic!("no runtime file of {name}");
-    }
-
-    fn watch(&self, pid: i32, name: &str) {
-        let (finished, name) = (self.finished.clone(), name.to_owned());
-        std::thread::spawn(move || {
-            let start = Instant::now();
-            while !finished.load(Ordering::Acquire) {
-                if start.elapsed() > BODY_PATIENCE {
-                    eprintln!("WATCHDOG: the test hangs; killing the daemon of {name} ({pid})");
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        });
     }
 
     pub fn log_path(&self, name: &str) -> PathBuf {
@@ -564,7 +470,7 @@ fn forget_dead_mounts(device: &Path) {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.finished.store(true, Ordering::Release);
+        self.watchdog.call_off();
         for host in &self.hosts {
             // A body failed: say what the daemon had to say of it.
             let log = self.log(&host.name);

@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::harness::{Backing, Cluster, StopOnPanic, can_mount, can_serve, lunfs};
+use super::backing::can_serve;
+use super::harness::{Backing, Cluster, StopOnPanic, can_mount, lunfs};
 use super::{caches, deaths, turns};
 
 fn two_hosts(backing: Backing) -> Option<Cluster> {
