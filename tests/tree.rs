@@ -64,14 +64,12 @@ impl Fixture {
         assert_eq!(summary.nodes, self.store.blocks.len() as u64);
         summary
     }
+}
 
-    fn assert_within(&mut self, bound: Cost) {
-        let used = self.store.take_cost();
-        assert!(
-            used.allocations <= bound.allocations && used.touched <= bound.touched,
-            "{used:?} > {bound:?}"
-        );
-    }
+/// What was done since the last look was within what is promised for it.
+fn assert_within(store: &mut MemStore, bound: Cost) {
+    let used = store.take_cost();
+    assert!(used.allocations <= bound.allocations && used.touched <= bound.touched, "{used:?} > {bound:?}");
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +146,7 @@ fn against_a_map(kind: TreeKind, ops: Vec<Op>) {
                     true => assert_eq!(got, Err(TreeError::Exists { owner: OWNER, key }.into())),
                     false => assert_eq!(got.map(|()| model.insert(key, v)), Ok(None)),
                 }
-                f.assert_within(Cost::inserts(level, 1));
+                assert_within(&mut f.store, Cost::inserts(level, 1));
             }
             Op::Replace(key, len) => {
                 let v = value(key, len.min(longest), salt);
@@ -160,11 +158,11 @@ fn against_a_map(kind: TreeKind, ops: Vec<Op>) {
                         *old = v;
                     }
                 }
-                f.assert_within(Cost::inserts(level, 1));
+                assert_within(&mut f.store, Cost::inserts(level, 1));
             }
             Op::Remove(key) => {
                 assert_eq!(f.remove(key), Ok(model.remove(&key)));
-                f.assert_within(Cost::removes(level, 1));
+                assert_within(&mut f.store, Cost::removes(level, 1));
             }
             Op::Rekey(old, new, len) => {
                 let v = value(new, len.min(longest), salt);
@@ -175,7 +173,7 @@ fn against_a_map(kind: TreeKind, ops: Vec<Op>) {
                     model.remove(&old);
                     model.insert(new, v);
                 }
-                f.assert_within(Cost::inserts(level, 1).and(Cost::removes(level, 1)));
+                assert_within(&mut f.store, Cost::inserts(level, 1).and(Cost::removes(level, 1)));
             }
             Op::InsertMany(from, count, distance, len) => {
                 for key in (0..count).map(|i| (from + i * distance) % SPACE) {
@@ -195,7 +193,7 @@ fn against_a_map(kind: TreeKind, ops: Vec<Op>) {
             }
             Op::FreeSome(n) => {
                 let done = f.tree.free_all(&mut f.store, &mut f.root, n).unwrap();
-                f.assert_within(Cost::free_step(level, n));
+                assert_within(&mut f.store, Cost::free_step(level, n));
                 let left = f.entries(0);
                 assert_eq!(done, left.is_empty());
                 assert!(left.iter().all(|(k, v)| model.get(k) == Some(v)));
@@ -299,7 +297,7 @@ fn freeing_all_goes_in_bounded_steps_and_leaks_nothing() {
         let level = f.level();
         f.store.take_cost();
         let done = f.tree.free_all(&mut f.store, &mut f.root, 10).unwrap();
-        f.assert_within(Cost::free_step(level, 10));
+        assert_within(&mut f.store, Cost::free_step(level, 10));
         f.verify();
         calls += 1;
         if done {

@@ -1,6 +1,7 @@
 //! How a bounded system is searched; the same for every model.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,30 @@ where
         took: began.elapsed(),
         violated,
     }
+}
+
+/// Does every property hold in every state, and does every run end? Says what it found.
+pub fn is_sound<M>(name: &str, model: M) -> bool
+where
+    M: Model + Clone + Send + Sync + 'static,
+    M::State: Hash + Send + Sync + Clone + PartialEq + 'static,
+    M::Action: Clone + PartialEq + Debug,
+{
+    let outcome = search(model.clone(), None);
+    println!(
+        "{name:30} {:>8} states, depth {:>2}, {:>8.3} s",
+        outcome.states,
+        outcome.depth,
+        outcome.took.as_secs_f64()
+    );
+    for (property, run) in &outcome.violated {
+        println!("    not so: {property}\n    {run:?}");
+    }
+    let ends = !has_cycle(&model);
+    if !ends {
+        println!("    some run never ends");
+    }
+    outcome.violated.is_empty() && ends
 }
 
 /// Whether some run goes on for ever, by coming back to a state it was in.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable};
+use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable, had};
 
 /// What the hosts share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,12 +49,5 @@ impl Stranger {
 
 /// Can such a target be had here? If not, it says so.
 pub fn can_serve(backing: Backing) -> bool {
-    match Stranger::start(backing, 64 << 20) {
-        Ok(_) => true,
-        Err(why) => {
-            assert!(why.may_skip(), "{why}");
-            eprintln!("SKIPPED: {why}");
-            false
-        }
-    }
+    had(Stranger::start(backing, 64 << 20)).is_some()
 }

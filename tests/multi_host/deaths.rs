@@ -8,18 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::harness::{Backing, Cluster, can_mount, until};
-
-/// A cluster of two, unless nothing can be mounted here.
-fn two_hosts(backing: Backing) -> Option<Cluster> {
-    if !can_mount() {
-        return None;
-    }
-    let mut cluster = Cluster::new(backing, 3, "1G");
-    cluster.mount();
-    cluster.mount();
-    Some(cluster)
-}
+use super::harness::{Backing, Cluster, can_mount, two_hosts, until};
 
 #[test]
 fn killed_and_taken_over_on_a_file() {

@@ -77,6 +77,17 @@ pub fn with_hosts(backing: Backing, count: usize, body: fn(&Cluster)) {
     cluster.end();
 }
 
+/// Two hosts and a slot to spare, unless nothing can be mounted here.
+pub fn two_hosts(backing: Backing) -> Option<Cluster> {
+    if !can_mount() {
+        return None;
+    }
+    let mut cluster = Cluster::new(backing, 3, "1G");
+    cluster.mount();
+    cluster.mount();
+    Some(cluster)
+}
+
 /// One host: a daemon and its mountpoint.
 pub struct Host {
     pub name: String,

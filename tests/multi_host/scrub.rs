@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Backing, Cluster, can_mount, lunfs, until};
+use crate::harness::{Backing, Cluster, can_mount, lunfs, two_hosts, until};
 
 fn scrub(cluster: &Cluster, host: usize, args: &[&str]) -> Output {
     cluster.tool("scrub").args(args).arg(cluster.dir(host)).output().expect("scrub runs")
@@ -79,12 +79,7 @@ fn load(host: usize, dir: &Path, stop: &AtomicBool) {
 
 #[test]
 fn beside_load_on_both_hosts_nothing_is_found() {
-    if !can_mount() {
-        return;
-    }
-    let mut cluster = Cluster::new(Backing::File(512), 3, "1G");
-    cluster.mount();
-    cluster.mount();
+    let Some(cluster) = two_hosts(Backing::File(512)) else { return };
     fs::create_dir(cluster.dir(0).join("shared")).expect("a directory");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -110,12 +105,7 @@ fn beside_load_on_both_hosts_nothing_is_found() {
 
 #[test]
 fn damage_is_found_and_told_by_the_exit_status() {
-    if !can_mount() {
-        return;
-    }
-    let mut cluster = Cluster::new(Backing::File(4096), 3, "1G");
-    cluster.mount();
-    cluster.mount();
+    let Some(cluster) = two_hosts(Backing::File(4096)) else { return };
     let path = cluster.dir(0).join("file");
     fs::write(&path, "contents").expect("a file");
     fs::File::open(&path).and_then(|file| file.sync_all()).expect("durable");
@@ -203,12 +193,7 @@ fn a_mount_that_ends_ends_it() {
 /// The protocol by itself, as later tools will use it.
 #[test]
 fn a_daemon_says_who_it_is() {
-    if !can_mount() {
-        return;
-    }
-    let mut cluster = Cluster::new(Backing::File(512), 3, "1G");
-    cluster.mount();
-    cluster.mount();
+    let Some(mut cluster) = two_hosts(Backing::File(512)) else { return };
     let run_dir = cluster.run_dir();
     let sockets = || -> Vec<_> {
         let files = fs::read_dir(&run_dir).expect("the runtime directory").flatten();

@@ -37,6 +37,16 @@ fn file(fs: &dyn Operations, dir: InodeNo, name: &[u8], bytes: &[u8]) -> InodeNo
     ino
 }
 
+/// A directory that host 0 holds, with a file that must survive.
+fn with_something_durable(cluster: &Cluster) -> InodeNo {
+    let root = cluster.root();
+    cluster.on(0, |fs| {
+        let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
+        file(fs, dir, b"durable", b"kept");
+        dir
+    })
+}
+
 fn never_durable(fs: &dyn Operations, dir: InodeNo) {
     let made = fs.mknod(&cx(), dir, b"never durable", 0o644, 0).unwrap().value.ino;
     fs.fsync(&cx(), made, false).map(drop).unwrap_err();
@@ -64,12 +74,7 @@ fn withdraws(
     let finished = simulation.try_run(move || {
         let mut cluster = Cluster::start(volume, 2);
         cluster.may_end(0);
-        let root = cluster.root();
-        let dir = cluster.on(0, |fs| {
-            let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
-            file(fs, dir, b"durable", b"kept");
-            dir
-        });
+        let dir = with_something_durable(&cluster);
         breaks(&cluster, dir);
         let took = taken_over(&cluster, dir);
         assert!(took < AT_ONCE, "the other host waited {took:?}");
@@ -126,12 +131,7 @@ fn a_host_that_can_not_write_in_place() {
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 2);
             cluster.may_end(0);
-            let root = cluster.root();
-            let dir = cluster.on(0, |fs| {
-                let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
-                file(fs, dir, b"durable", b"kept");
-                dir
-            });
+            let dir = with_something_durable(&cluster);
             failing(&cluster, 0, CommandKind::Write, BlockNo(dir.0), 1);
             let took = taken_over(&cluster, dir);
             assert!(took < Duration::from_secs(24), "the other host waited {took:?}");
@@ -195,12 +195,7 @@ fn a_host_that_can_not_say_that_it_withdraws() {
         Simulation::new(seed).max_time(LONG).run(move || {
             let mut cluster = Cluster::start(volume, 1);
             cluster.may_end(0);
-            let root = cluster.root();
-            let dir = cluster.on(0, |fs| {
-                let dir = fs.mkdir(&cx(), root, b"dir", 0o755).unwrap().value.ino;
-                file(fs, dir, b"durable", b"kept");
-                dir
-            });
+            let dir = with_something_durable(&cluster);
             let slot = cluster.hosts[0].volume.heartbeat().record().address;
             let tag = cluster.hosts[0].tag;
             let rule = FaultRule::next_of(Fault::FalseMiscompare, tag, CommandKind::CompareAndWrite);

@@ -11,7 +11,7 @@ use lunfs::tree::{Cost, Tree, TreeError, TreeKind};
 use lunfs::types::BlockNo;
 use proptest::prelude::*;
 
-use super::{OWNER, VOLUME, cases};
+use super::{OWNER, VOLUME, assert_within, cases};
 
 const VOLUME_BLOCKS: u64 = 1 << 40;
 
@@ -51,13 +51,6 @@ impl File {
     }
     fn level(&self) -> u8 {
         self.extents.tree().root_level(&self.root).unwrap()
-    }
-    fn assert_within(&mut self, bound: Cost) {
-        let used = self.store.take_cost();
-        assert!(
-            used.allocations <= bound.allocations && used.touched <= bound.touched,
-            "{used:?} > {bound:?}"
-        );
     }
 }
 
@@ -118,7 +111,7 @@ fn against_a_table(mut f: File, ops: Vec<Op>) {
                 if free {
                     model.extend((0..n).map(|i| (at + i, (physical + i, unwritten))));
                 }
-                f.assert_within(ExtentTree::insert_cost(level, 1));
+                assert_within(&mut f.store, ExtentTree::insert_cost(level, 1));
             }
             Op::Punch(at, n, steps) => {
                 let mut from = Some(at);
@@ -126,7 +119,7 @@ fn against_a_table(mut f: File, ops: Vec<Op>) {
                     let level = f.level();
                     let freed: Freed =
                         f.extents.punch(&mut f.store, &mut f.root, start..at + n, steps).unwrap();
-                    f.assert_within(ExtentTree::punch_cost(level, steps));
+                    assert_within(&mut f.store, ExtentTree::punch_cost(level, steps));
                     assert!(freed.runs.len() <= steps as usize);
                     free_in_model(&mut model, at..at + n, &freed.runs);
                     from = freed.resume;
@@ -138,14 +131,14 @@ fn against_a_table(mut f: File, ops: Vec<Op>) {
                 while let Some(start) = from {
                     let level = f.level();
                     from = f.extents.mark_written(&mut f.store, &mut f.root, start..at + n, steps).unwrap();
-                    f.assert_within(ExtentTree::mark_written_cost(level, steps));
+                    assert_within(&mut f.store, ExtentTree::mark_written_cost(level, steps));
                 }
                 model.range_mut(at..at + n).for_each(|(_, block)| block.1 = false);
             }
             Op::Truncate(at, steps) => loop {
                 let level = f.level();
                 let freed = f.extents.truncate_from(&mut f.store, &mut f.root, at, steps).unwrap();
-                f.assert_within(ExtentTree::truncate_cost(level, steps));
+                assert_within(&mut f.store, ExtentTree::truncate_cost(level, steps));
                 free_in_model(&mut model, at..u64::MAX, &freed.runs);
                 if freed.resume.is_none() {
                     assert!(model.range(at..).next().is_none());

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use lunfs_test_target::initiator::Login;
-use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable};
+use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, had};
 use lunfs_test_target::{Config, Target};
 
 const LBA: u64 = 8;
@@ -61,17 +61,6 @@ fn count(portal: SocketAddr, name: &str, lun: u16, each: u64) -> (u64, u64) {
     let counted = number(&login(9).ready().unwrap().read(LBA, 1, 512).unwrap().data);
     println!("{name}: {counted}, {lost} attempts lost, {:.1} s", began.elapsed().as_secs_f64());
     (counted, lost)
-}
-
-fn had<T>(started: Result<T, Unavailable>) -> Option<T> {
-    match started {
-        Ok(target) => Some(target),
-        Err(why) if why.may_skip() => {
-            println!("SKIPPED: {why}");
-            None
-        }
-        Err(why) => panic!("{why}"),
-    }
 }
 
 #[test]

@@ -89,15 +89,20 @@ fn a_command_on_its_way_inside_is_frozen_with_its_initiator() {
     assert!(a.wait_for(tag).unwrap().is_good());
 }
 
-#[test]
-fn nothing_outlives_a_loss_of_power() {
-    let target = with(|_| {});
-    let mut a = one(&target, "a");
+/// A write that the target takes, and would execute later than anything ends it.
+fn send_late(target: &Target, a: &mut Initiator) {
     let late =
         Fault::Late { ms: 900, past_session: true, past_abort: true, past_reservation: true, answer: true };
     target.add_rule(Rule::new("late", Select::kind(Kind::Write), late));
     a.send(&cdb_16(0x8a, 0, LBA, 1), &block(1), 0).unwrap();
     assert!(a.test_unit_ready().unwrap().is_good(), "it was taken");
+}
+
+#[test]
+fn nothing_outlives_a_loss_of_power() {
+    let target = with(|_| {});
+    let mut a = one(&target, "a");
+    send_late(&target, &mut a);
     target.lose_power(0).unwrap();
     std::thread::sleep(Duration::from_millis(1200));
     assert_eq!(target.read(1, LBA, 1).unwrap(), block(0));
@@ -109,11 +114,7 @@ fn a_target_that_has_ended_executes_nothing() {
     let lun = || LunConfig::new(1, 1 << 20).file(directory.path().join("lun"));
     let target = Target::start(Config::of(lun())).unwrap();
     let mut a = one(&target, "a");
-    let late =
-        Fault::Late { ms: 900, past_session: true, past_abort: true, past_reservation: true, answer: true };
-    target.add_rule(Rule::new("late", Select::kind(Kind::Write), late));
-    a.send(&cdb_16(0x8a, 0, LBA, 1), &block(1), 0).unwrap();
-    assert!(a.test_unit_ready().unwrap().is_good(), "it was taken");
+    send_late(&target, &mut a);
     drop(target);
     let again = Target::start(Config::of(lun())).unwrap();
     std::thread::sleep(Duration::from_millis(1200));

@@ -1,24 +1,12 @@
 //! The targets that other people wrote: do they start and end here, and behave as the product's tests expect of them?
 
 use lunfs_test_target::initiator::{Initiator, Login};
-use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, Unavailable};
+use lunfs_test_target::others::{Istgt, Tgtd, TgtdOptions, had};
 
 const LBA: u64 = 40;
 
 fn block(byte: u8) -> Vec<u8> {
     vec![byte; 512]
-}
-
-/// The target, or a line that says why not.
-fn had<T>(started: Result<T, Unavailable>) -> Option<T> {
-    match started {
-        Ok(target) => Some(target),
-        Err(why) if why.may_skip() => {
-            println!("SKIPPED: {why}");
-            None
-        }
-        Err(why) => panic!("{why}"),
-    }
 }
 
 fn small() -> TgtdOptions {

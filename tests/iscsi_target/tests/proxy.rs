@@ -137,12 +137,9 @@ fn a_partition_and_its_end() {
 
 #[test]
 fn in_front_of_tgtd_as_well() {
-    use lunfs_test_target::others::{Tgtd, TgtdOptions};
-    let tgtd = match Tgtd::start(TgtdOptions { bytes: 64 << 20, ..TgtdOptions::default() }) {
-        Ok(tgtd) => tgtd,
-        Err(why) if why.may_skip() => return println!("SKIPPED: {why}"),
-        Err(why) => panic!("{why}"),
-    };
+    use lunfs_test_target::others::{Tgtd, TgtdOptions, had};
+    let small = TgtdOptions { bytes: 64 << 20, ..TgtdOptions::default() };
+    let Some(tgtd) = had(Tgtd::start(small)) else { return };
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 0)), tgtd.portal()).unwrap();
     let login = Login::at(proxy.portal(), tgtd.name(), "a");
     for (mischief, executed) in [

@@ -59,6 +59,18 @@ impl Unavailable {
     }
 }
 
+/// The target, or a line that says why a test goes without.
+pub fn had<T>(started: Result<T, Unavailable>) -> Option<T> {
+    match started {
+        Ok(target) => Some(target),
+        Err(why) if why.may_skip() => {
+            eprintln!("SKIPPED: {why}");
+            None
+        }
+        Err(why) => panic!("{why}"),
+    }
+}
+
 /// The program's path, if it is installed; the administrator's directories are looked at as well.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
