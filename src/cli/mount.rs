@@ -190,7 +190,7 @@ fn open_volume(
     check::harmless(&*opened, 0).map_err(|e| Failure::mount(format!("{device}: {e}")))?;
     let choices = volume::MountOptions {
         host,
-        read_only: request.options.read_only,
+        read_only: request.options.flags.read_only,
         cache_mib: request.options.cache_mib.unwrap_or(DEFAULT_CACHE_MIB),
         fencing: request.options.fencing,
     };
@@ -236,7 +236,7 @@ pub fn run(args: Args, raw: &[OsString]) -> ExitCode {
 
 fn parse_options(args: &Args) -> Result<MountOptions, Failure> {
     let mut options = MountOptions::parse(&args.options, args.sloppy)?;
-    options.read_only |= args.read_only;
+    options.flags.read_only |= args.read_only;
     if let Some(host) = &args.host {
         let as_option = MountOptions::parse(&[format!("host={host}")], false)?;
         options.host = as_option.host;
@@ -381,18 +381,7 @@ impl Mounted {
 }
 
 fn settings(args: &Args, options: &MountOptions, mountpoint: PathBuf) -> MountSettings {
-    MountSettings {
-        source: source(args),
-        mountpoint,
-        read_only: options.read_only,
-        no_dev: options.no_dev,
-        no_suid: options.no_suid,
-        no_exec: options.no_exec,
-        no_atime: options.no_atime,
-        no_dir_atime: options.no_dir_atime,
-        sync: options.sync,
-        dir_sync: options.dir_sync,
-    }
+    MountSettings { source: source(args), mountpoint, flags: options.flags }
 }
 
 /// What the kernel shows as the device: what was given, but for a password.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
+use crate::fuse::mounting::MountFlags;
 use crate::fuse::transport::Choice;
 use crate::volume::FencingMode;
 
@@ -14,14 +15,7 @@ const MAX_THREADS: usize = 64;
 /// What the options say, later ones winning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    pub read_only: bool,
-    pub no_dev: bool,
-    pub no_suid: bool,
-    pub no_exec: bool,
-    pub no_atime: bool,
-    pub no_dir_atime: bool,
-    pub sync: bool,
-    pub dir_sync: bool,
+    pub flags: MountFlags,
     /// Change flags of a mount that exists.
     pub remount: bool,
     /// Name of this host towards the others; default: the machine's name.
@@ -43,14 +37,7 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
-            read_only: false,
-            no_dev: false,
-            no_suid: false,
-            no_exec: false,
-            no_atime: false,
-            no_dir_atime: false,
-            sync: false,
-            dir_sync: false,
+            flags: MountFlags::default(),
             remount: false,
             host: None,
             transport: Choice::default(),
@@ -99,32 +86,33 @@ impl MountOptions {
     }
 
     fn apply_flag(&mut self, key: &str) -> bool {
+        let flags = &mut self.flags;
         match key {
-            "ro" => self.read_only = true,
-            "rw" => self.read_only = false,
-            "dev" => self.no_dev = false,
-            "nodev" => self.no_dev = true,
-            "suid" => self.no_suid = false,
-            "nosuid" => self.no_suid = true,
-            "exec" => self.no_exec = false,
-            "noexec" => self.no_exec = true,
-            "noatime" => self.no_atime = true,
-            "atime" | "relatime" | "norelatime" | "strictatime" | "nostrictatime" => self.no_atime = false,
-            "nodiratime" => self.no_dir_atime = true,
-            "diratime" => self.no_dir_atime = false,
-            "sync" => self.sync = true,
-            "async" => self.sync = false,
-            "dirsync" => self.dir_sync = true,
+            "ro" => flags.read_only = true,
+            "rw" => flags.read_only = false,
+            "dev" => flags.no_dev = false,
+            "nodev" => flags.no_dev = true,
+            "suid" => flags.no_suid = false,
+            "nosuid" => flags.no_suid = true,
+            "exec" => flags.no_exec = false,
+            "noexec" => flags.no_exec = true,
+            "noatime" => flags.no_atime = true,
+            "atime" | "relatime" | "norelatime" | "strictatime" | "nostrictatime" => flags.no_atime = false,
+            "nodiratime" => flags.no_dir_atime = true,
+            "diratime" => flags.no_dir_atime = false,
+            "sync" => flags.sync = true,
+            "async" => flags.sync = false,
+            "dirsync" => flags.dir_sync = true,
             "remount" => self.remount = true,
             // Who may mount: these forbid what a user could misuse, unless a later option allows it.
             "user" | "users" => {
-                self.no_dev = true;
-                self.no_suid = true;
-                self.no_exec = true;
+                flags.no_dev = true;
+                flags.no_suid = true;
+                flags.no_exec = true;
             }
             "owner" | "group" => {
-                self.no_dev = true;
-                self.no_suid = true;
+                flags.no_dev = true;
+                flags.no_suid = true;
             }
             // Always on.
             "default_permissions" | "allow_other" => {}
@@ -187,14 +175,15 @@ impl MountOptions {
 
     /// The flags of a remount as mount(8) wants them; everything else can't change.
     pub fn remount_flags(&self) -> String {
+        let flags = &self.flags;
         let choose = |on: bool, yes: &'static str, no: &'static str| if on { yes } else { no };
         [
             "remount",
-            choose(self.read_only, "ro", "rw"),
-            choose(self.no_dev, "nodev", "dev"),
-            choose(self.no_suid, "nosuid", "suid"),
-            choose(self.no_exec, "noexec", "exec"),
-            choose(self.no_atime, "noatime", "relatime"),
+            choose(flags.read_only, "ro", "rw"),
+            choose(flags.no_dev, "nodev", "dev"),
+            choose(flags.no_suid, "nosuid", "suid"),
+            choose(flags.no_exec, "noexec", "exec"),
+            choose(flags.no_atime, "noatime", "relatime"),
         ]
         .join(",")
     }
@@ -210,20 +199,21 @@ mod tests {
 
     #[test]
     fn what_mount_and_fstab_pass_is_accepted() {
-        let options = parse(&[
+        let flags = parse(&[
             "rw",
             "ro,nosuid,nodev,relatime,user_id=0,group_id=0,_netdev,nofail,noauto,x-systemd.automount,comment=a",
         ])
-        .expect("all known");
-        assert!(options.read_only && options.no_suid && options.no_dev && !options.no_exec);
+        .expect("all known")
+        .flags;
+        assert!(flags.read_only && flags.no_suid && flags.no_dev && !flags.no_exec);
         assert_eq!(parse(&["", ",,", "defaults"]).expect("empty is fine"), MountOptions::default());
     }
 
     #[test]
     fn later_options_win() {
-        assert!(!parse(&["ro", "rw"]).expect("known").read_only);
-        let options = parse(&["users,exec"]).expect("known");
-        assert!(options.no_dev && options.no_suid && !options.no_exec);
+        assert!(!parse(&["ro", "rw"]).expect("known").flags.read_only);
+        let flags = parse(&["users,exec"]).expect("known").flags;
+        assert!(flags.no_dev && flags.no_suid && !flags.no_exec);
     }
 
     #[test]
@@ -235,7 +225,7 @@ mod tests {
             assert_eq!(failure.status, super::super::EXIT_USAGE);
             assert!(failure.message.contains(bad), "{bad}: {}", failure.message);
         }
-        assert!(MountOptions::parse(&["r0,ro"], true).expect("tolerated").read_only);
+        assert!(MountOptions::parse(&["r0,ro"], true).expect("tolerated").flags.read_only);
         assert!(MountOptions::parse(&["threads=x"], true).is_err());
     }
 

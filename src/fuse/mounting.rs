@@ -17,13 +17,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::mountinfo;
 
-/// How the mount shows to the system.
-#[derive(Clone, Debug, Default)]
-pub struct MountSettings {
-    /// The source string as the administrator gave it.
-    pub source: std::ffi::OsString,
-    /// Absolute, without symbolic links.
-    pub mountpoint: PathBuf,
+/// What every mount can be told, whatever its filesystem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
     pub read_only: bool,
     pub no_dev: bool,
     pub no_suid: bool,
@@ -34,8 +30,18 @@ pub struct MountSettings {
     pub dir_sync: bool,
 }
 
-impl MountSettings {
-    fn flags(&self) -> MsFlags {
+/// How the mount shows to the system.
+#[derive(Clone, Debug, Default)]
+pub struct MountSettings {
+    /// The source string as the administrator gave it.
+    pub source: std::ffi::OsString,
+    /// Absolute, without symbolic links.
+    pub mountpoint: PathBuf,
+    pub flags: MountFlags,
+}
+
+impl MountFlags {
+    fn bits(&self) -> MsFlags {
         let mut flags = MsFlags::empty();
         flags.set(MsFlags::MS_RDONLY, self.read_only);
         flags.set(MsFlags::MS_NODEV, self.no_dev);
@@ -65,7 +71,7 @@ pub(crate) fn mount_as_root(settings: &MountSettings) -> io::Result<OwnedFd> {
         Some(c_string(&settings.source)?.as_c_str()),
         &settings.mountpoint,
         Some("fuse.lunfs"),
-        settings.flags(),
+        settings.flags.bits(),
         Some(data.as_str()),
     )?;
     Ok(device)

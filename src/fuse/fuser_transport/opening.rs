@@ -52,7 +52,8 @@ fn user_options(settings: &MountSettings) -> Vec<fuser::MountOption> {
         Subtype("lunfs".into()),
         DefaultPermissions,
     ];
-    let flags = [(settings.read_only, RO), (settings.no_exec, NoExec), (settings.no_atime, NoAtime)];
+    let flags = &settings.flags;
+    let flags = [(flags.read_only, RO), (flags.no_exec, NoExec), (flags.no_atime, NoAtime)];
     options.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, option)| option));
     options
 }
