@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use super::decide::{Giving, give};
 use super::demand::RequestSink;
-use super::entry::Entry;
+use super::entry::{Entry, State};
 use super::{Access, Held, LockError, LockId, LockManager, Mode, Patience, Usage, Wanted};
 use crate::ats::{AtsError, Image, Swapped};
 use crate::layout::demand::{Request, Want};
 use crate::layout::lock::{LockMode, LockRecord};
 use crate::lease::{EndCause, IoClass};
 use crate::rt::planted::{Bug, is_planted};
-use crate::rt::{self, Instant};
+use crate::rt::{self, Instant, MutexGuard};
 use crate::types::{BlockNo, Owner};
 
 /// A lock just granted stays until a waiting thread used it, but no longer than this.
@@ -109,6 +109,23 @@ impl LockManager {
         }
     }
 
+    /// The lock block as it is, with what a swap of ours left open settled. Nobody else is busy with the lock meanwhile;
+    /// anything else of its state may have changed.
+    fn look<'a>(
+        &self,
+        entry: &'a Entry,
+        mut state: MutexGuard<'a, State>,
+    ) -> Result<(MutexGuard<'a, State>, Image<LockRecord>), AtsError> {
+        state.busy = true;
+        drop(state);
+        let read = self.ats.read::<LockRecord>(IoClass::Lock, entry.id.at);
+        let settled = read.and_then(|image| self.ats.settle(IoClass::Lock, &image).map(|()| image));
+        let mut state = entry.state.lock();
+        state.busy = false;
+        entry.changed.notify_all();
+        settled.map(|image| (state, image))
+    }
+
     /// Serves the oldest wish. `Ok(false)`: nothing left to do.
     fn give_once(&self, entry: &Entry) -> Result<bool, AtsError> {
         let id = entry.id;
@@ -125,14 +142,8 @@ impl LockManager {
             if state.held == Held::Shared && target.mode == Mode::Shared {
                 // Who wants a share joins by itself, unless the disk says more than we know: the last other
                 // sharer may have given us what a thread of ours asked for and waits for no more.
-                state.busy = true;
-                drop(state);
-                let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
-                let settled = read.and_then(|image| self.ats.settle(IoClass::Lock, &image).map(|()| image));
-                state = entry.state.lock();
-                state.busy = false;
-                entry.changed.notify_all();
-                let image = settled?;
+                let image;
+                (state, image) = self.look(entry, state)?;
                 match image.record.mode {
                     LockMode::Exclusive { owner, tenure } if owner == self.me => {
                         // Our own old one, come back: its changes count again.
@@ -159,14 +170,8 @@ impl LockManager {
         };
         if state.held == Held::Nothing {
             // The lock block alone says who holds: if it names us we hold it, known or not.
-            state.busy = true;
-            drop(state);
-            let read = self.ats.read::<LockRecord>(IoClass::Lock, id.at);
-            let settled = read.and_then(|image| self.ats.settle(IoClass::Lock, &image).map(|()| image));
-            state = entry.state.lock();
-            state.busy = false;
-            entry.changed.notify_all();
-            let image = settled?;
+            let image;
+            (state, image) = self.look(entry, state)?;
             let record = image.record.clone();
             match record.mode {
                 LockMode::Exclusive { owner, tenure } if owner == self.me => {
