@@ -398,6 +398,11 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Result<Befell, Failure> {
     }
     .clone();
     formatted.lun.fencing = rng.chance(0.5);
+    if seed % 16 == 7 {
+        // A device that may hold a write for longer than a lease, as iSCSI does, and answers or gives up well within one.
+        formatted.lun.hold_time = Duration::from_secs(6);
+        formatted.lun.deadline = Duration::from_millis(1200);
+    }
     let simulation = Simulation::new(seed).max_time(LONG).planted(bug);
     let finished = simulation.try_run(move || {
         let troubles = troubles(seed, &mut rng);
