@@ -98,7 +98,7 @@ impl Connection {
             Ok(Asked::Unknown) if message.opcode == opcode::NOTIFY_REPLY => {}
             Ok(Asked::Unknown) => ticket(0).refuse(libc::ENOSYS),
             Err(decode::Malformed) => {
-                log::error!("a request of kind {} is too short for what it says", message.opcode);
+                log::error!("a request of kind {} is not what it says", message.opcode);
                 ticket(0).refuse(libc::EIO);
             }
         }

@@ -198,8 +198,8 @@ impl<'a> Message<'a> {
                 let whence = match asked.whence.get() as i32 {
                     libc::SEEK_DATA => Whence::Data,
                     libc::SEEK_HOLE => Whence::Hole,
-                    // The kernel answers the others itself.
-                    _ => return Ok(Asked::Unknown),
+                    // The kernel answers the others itself. "Unknown" would end all seeking.
+                    _ => return Err(Malformed),
                 };
                 Call::Seek { node, offset: asked.offset.get(), whence }
             }
