@@ -145,6 +145,14 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Counting<D> {
         self.inner.resets()
     }
 
+    fn about(&self) -> Vec<(&'static str, String)> {
+        self.inner.about()
+    }
+
+    fn own_nexus(&self) -> bool {
+        self.inner.own_nexus()
+    }
+
     fn unit_name(&self) -> Option<String> {
         self.inner.unit_name()
     }
