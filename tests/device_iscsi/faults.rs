@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lunfs::device::{CompareOutcome, DeviceError, Executed};
+use lunfs::device::{BlockDevice, CompareOutcome, DeviceError, Executed};
 use lunfs_test_target::{Config, Fault, Kind, Rule, Select, Target};
 
 use super::devices::{counter, handles_count_exactly, increment, read_block};
@@ -147,18 +147,20 @@ fn nothing_is_lost_under_random_faults() {
     assert!(tally.unknown > 10 && tally.refused > 0, "{tally:?}");
 }
 
+/// A target whose LUN is a file, so that it can end and come back, at the same place.
+fn on_file(path: &std::path::Path, portal: Option<std::net::SocketAddr>) -> Target {
+    let mut config = Config::of(lunfs_test_target::LunConfig::new(1, 64 << 20).file(path));
+    if let Some(portal) = portal {
+        config.listen = portal;
+    }
+    Target::start(config).expect("the test target starts")
+}
+
 /// The target ends and comes back, with what it had.
 #[test]
 fn a_target_that_comes_back_is_used_again() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let start = |portal: Option<std::net::SocketAddr>| {
-        let lun = lunfs_test_target::LunConfig::new(1, 64 << 20).file(file.path());
-        let mut config = Config::of(lun);
-        if let Some(portal) = portal {
-            config.listen = portal;
-        }
-        Target::start(config).expect("the test target starts")
-    };
+    let start = |portal| on_file(file.path(), portal);
     let first = start(None);
     let (portal, url) = (first.portal(), first.url(1));
     let device = open(&url, false);
@@ -177,4 +179,81 @@ fn a_target_that_comes_back_is_used_again() {
     increment(&*device, 512, 10, 1);
     assert_eq!(counter(&read_block(&*device, 512)), 20);
     assert!(device.resets() > 0);
+}
+
+fn wait_until(what: &str, mut there: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !there() {
+        assert!(since.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The error of a change, and that it was not waited for longer than for its moment to be sent.
+fn refused(change: impl FnOnce() -> Result<(), DeviceError>) -> DeviceError {
+    let since = Instant::now();
+    let error = change().expect_err("nobody answers");
+    assert!(since.elapsed() < Duration::from_millis(4500), "{error}: {:?}", since.elapsed());
+    error
+}
+
+/// While there is no session at all nothing of a change leaves: nobody has to wait until it can't come any more.
+#[test]
+fn a_change_that_never_left_can_be_made_again_at_once() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let first = on_file(file.path(), None);
+    let (portal, device) = (first.portal(), open(&first.url(1), false));
+    device.write(4096, &[1; 8192]).unwrap();
+    drop(first);
+    // Each of the two sessions counts its end.
+    wait_until("the end of the sessions", || device.resets() >= 2);
+    let device: &dyn BlockDevice = &*device;
+    let changes: [&(dyn Fn() -> Result<(), DeviceError> + Sync); 3] =
+        [&|| device.write(4096, &[2; 4096]), &|| device.discard(8192, 4096), &|| {
+            device.write_zeroes(8192, 4096)
+        }];
+    std::thread::scope(|scope| {
+        for (n, change) in changes.into_iter().enumerate() {
+            scope.spawn(move || {
+                let error = refused(change);
+                assert!(error.is_to_be_made_again() && !error.may_come_later(), "{n}: {error}");
+            });
+        }
+    });
+    let _second = on_file(file.path(), Some(portal));
+    device.write(4096, &[3; 4096]).unwrap();
+    assert_eq!(read_block(device, 4096)[..], [3; 512]);
+    assert_eq!(read_block(device, 8192)[..], [1; 512], "none of them came");
+}
+
+/// What a connection took can come for as long as no other followed it.
+#[test]
+fn a_change_that_left_may_come_until_the_next_login() {
+    let target = target();
+    let device = open(&target.url(1), false);
+    rule(&target, Kind::Write, Fault::Drop);
+    let error = std::thread::scope(|scope| {
+        let write = scope.spawn(|| refused(|| device.write(4096, &[1; 4096])));
+        wait_until("the write", || target.fired("it") == 1);
+        drop(target);
+        write.join().expect("it ends")
+    });
+    assert!(error.may_come_later(), "{error}");
+}
+
+/// The next login ended it, and there it was refused without being executed: it can't come any more.
+#[test]
+fn a_change_that_left_before_the_last_login_can_be_made_again_at_once() {
+    let target = target();
+    let device = open(&target.url(1), false);
+    rule(&target, Kind::Write, Fault::Drop);
+    target.add_rule(Rule::new("then", Select::kind(Kind::Write), Fault::Status { status: 0x08 }));
+    let error = std::thread::scope(|scope| {
+        let write = scope.spawn(|| refused(|| device.write(4096, &[1; 4096])));
+        wait_until("the write", || target.fired("it") == 1);
+        target.cut(None);
+        write.join().expect("it ends")
+    });
+    assert!(target.fired("then") > 0);
+    assert!(error.is_to_be_made_again() && !error.may_come_later(), "{error}");
 }

@@ -5,7 +5,7 @@
 //! | command | then |
 //! | --- | --- |
 //! | read | asked again, on the next connection if need be, for [`timing::READ`] |
-//! | write, discard, zeroes | made again only on a newer connection (the old command is dead then) and only within [`timing::SEND`] of being asked for; after that the answer is `TimedOut`, and the caller, who knows its lease, decides |
+//! | write, discard, zeroes | made again only on a newer connection (the old command is dead then) and only within [`timing::SEND`] of being asked for; after that the caller, who knows its lease, decides: `TimedOut` if it may still come, `Interrupted` if no connection has it: none ever took it, or the one that did was followed by another |
 //! | compare-and-write | never: the caller reads the block |
 //! | flush | asked again: what it proves is counted in resets |
 
@@ -234,11 +234,12 @@ impl IscsiDevice {
         let issued = Instant::now();
         let limits = Limits { send_until: issued + timing::SEND, answer_until: issued + timing::ANSWER };
         let mut after = 0;
+        let mut lost = Lost::default();
         loop {
-            let given_up = || Problem::Unknown { why: String::new(), later: true };
             let Some(path) = self.bulk.path(after, limits.send_until) else {
-                return Err(given_up().into_error(at.op, at.offset, at.len, issued.elapsed()));
+                return Err(lost.given_up(at, issued, self.bulk.trouble()));
             };
+            lost.is_served_by(path.generation);
             // Of a list of ranges, or of a block to be repeated, targets count the bytes as they like.
             let wanted = if cdb.opcode() == opcode::WRITE_16 { data.len_bytes() } else { 0 };
             let problem = match self.unit.perform(&*path.connection, cdb, data.again(), limits) {
@@ -249,19 +250,55 @@ impl IscsiDevice {
                 },
                 Err(problem) => problem,
             };
-            let in_time = Instant::now() < limits.send_until;
-            match problem {
-                // Nothing of it can come any more once the next connection stands; or it was not even sent.
-                Problem::Unknown { why, later: false } | Problem::Passing(why) if in_time => {
-                    log::info!("{} at byte {}: {why}; again", at.op, at.offset);
-                    after = spent(&path);
-                    sleep(PASSING_PAUSE);
+            let why = match problem {
+                // Answered, or it did not leave this process.
+                Problem::Passing(why) => why,
+                // Nothing of it can come any more once the next connection stands.
+                Problem::Unknown { why, later: false } => {
+                    lost.went_out_over(path.generation);
+                    why
                 }
-                Problem::Unknown { .. } | Problem::Passing(_) => {
-                    return Err(given_up().into_error(at.op, at.offset, at.len, issued.elapsed()));
+                Problem::Unknown { why, later: true } => {
+                    lost.went_out_over(path.generation);
+                    return Err(lost.given_up(at, issued, why));
                 }
                 other => return Err(other.into_error(at.op, at.offset, at.len, issued.elapsed())),
+            };
+            if Instant::now() >= limits.send_until {
+                return Err(lost.given_up(at, issued, why));
             }
+            log::info!("{} at byte {}: {why}; again", at.op, at.offset);
+            after = spent(&path);
+            sleep(PASSING_PAUSE);
+        }
+    }
+}
+
+/// Can a plain change that has no answer still come? Only from a connection that it was handed to, and only until
+/// the next one stands.
+#[derive(Default)]
+struct Lost {
+    /// The generation of the connection that took it and did not answer.
+    out: Option<u64>,
+}
+
+impl Lost {
+    /// Whoever sees a newer connection knows that the older ones are over at the target, with all they carried.
+    fn is_served_by(&mut self, generation: u64) {
+        self.out = self.out.filter(|out| *out >= generation);
+    }
+
+    fn went_out_over(&mut self, generation: u64) {
+        self.out = Some(generation);
+    }
+
+    /// What its caller hears: to wait until it can't come any more, or to make it again at once.
+    fn given_up(&self, at: At, issued: Instant, why: String) -> DeviceError {
+        match self.out {
+            Some(_) => {
+                Problem::Unknown { why, later: true }.into_error(at.op, at.offset, at.len, issued.elapsed())
+            }
+            None => DeviceError::Interrupted { op: at.op, offset_bytes: at.offset, why },
         }
     }
 }
