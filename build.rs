@@ -30,8 +30,19 @@ int main(void)
 }
 "#;
 
+/// Versions that may send from within any call that queues something (from 1.20.3) all have threads of their own (from 1.20.1,
+/// under the same name of the library).
+const THREADS: &str = r#"
+#include <iscsi/iscsi.h>
+int main(void)
+{
+    return iscsi_mt_service_thread_start(0);
+}
+"#;
+
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(libiscsi)");
+    println!("cargo:rustc-check-cfg=cfg(libiscsi_sends_at_once)");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=CC");
     println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
@@ -46,28 +57,12 @@ fn main() {
 
 fn find() -> Result<(), String> {
     let out = std::env::var("OUT_DIR").map_err(|e| e.to_string())?;
-    let source = Path::new(&out).join("probe.c");
-    std::fs::write(&source, PROBE).map_err(|e| e.to_string())?;
     let flags = pkg_config().unwrap_or_else(|| vec!["-liscsi".into()]);
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    let mut command = Command::new(&compiler);
-    command.arg("-o").arg(Path::new(&out).join("probe")).arg(&source).args(&flags);
-    // The program would be linked statically: then the library must be there as an archive.
-    let static_crt =
-        std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|f| f.split(',').any(|f| f == "crt-static"));
-    if static_crt {
-        command.arg("-static");
-    }
-    match command.output() {
-        Ok(done) if done.status.success() => {}
-        Ok(done) => {
-            let text = String::from_utf8_lossy(&done.stderr);
-            let first = text.lines().find(|line| line.contains("error")).unwrap_or("it can't be linked");
-            return Err(format!(
-                "no usable libiscsi ({first}); the package is libiscsi-dev or libiscsi-devel"
-            ));
-        }
-        Err(e) => return Err(format!("{compiler}: {e}")),
+    builds(Path::new(&out), PROBE, &flags).map_err(|why| {
+        format!("no usable libiscsi ({why}); the package is libiscsi-dev or libiscsi-devel")
+    })?;
+    if builds(Path::new(&out), THREADS, &flags).is_ok() {
+        println!("cargo:rustc-cfg=libiscsi_sends_at_once");
     }
     for flag in flags {
         if let Some(dir) = flag.strip_prefix("-L") {
@@ -77,6 +72,29 @@ fn find() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Can this program be built against the library? If not: what the compiler said first.
+fn builds(out: &Path, program: &str, flags: &[String]) -> Result<(), String> {
+    let source = out.join("probe.c");
+    std::fs::write(&source, program).map_err(|e| e.to_string())?;
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let mut command = Command::new(&compiler);
+    // A function that isn't declared is an error, also for older compilers.
+    command.arg("-Werror=implicit-function-declaration");
+    command.arg("-o").arg(out.join("probe")).arg(&source).args(flags);
+    // The program would be linked statically: then the library must be there as an archive.
+    let static_crt =
+        std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|f| f.split(',').any(|f| f == "crt-static"));
+    if static_crt {
+        command.arg("-static");
+    }
+    let done = command.output().map_err(|e| format!("{compiler}: {e}"))?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&done.stderr);
+    Err(text.lines().find(|line| line.contains("error")).unwrap_or("it can't be linked").to_owned())
 }
 
 fn pkg_config() -> Option<Vec<String>> {

@@ -35,6 +35,8 @@ mod login;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod pending;
 #[cfg(all(feature = "iscsi", libiscsi))]
+mod sending;
+#[cfg(all(feature = "iscsi", libiscsi))]
 mod session;
 #[cfg(all(feature = "iscsi", libiscsi))]
 mod socket;

@@ -3,16 +3,11 @@
 //! It takes requests from a queue, hands them to libiscsi, and polls the socket and an eventfd. It never blocks on
 //! anything else once logged in, so it keeps every deadline:
 //!
-//! * A request is not handed over after its `send_until`. What libiscsi was given since its queue was empty is one
-//!   *batch*; the earliest `send_until` of the batch is kept: if that passes before the queue is empty, or if this
-//!   thread was stopped in between, the connection is closed by a reset, and what was not sent never is. A batch is
-//!   added to for [`TOP_UP`] only, so that what was sent long ago does not stand for what was not.
-//! * If this process is stopped while libiscsi sends, the kernel kills it after [`timing::SEND`] ([`super::deadman`]): data of
-//!   plain changes never leaves later than that after the last look at the clock.
+//! * What is sent, and until when: [`super::sending`].
 //! * A request is answered at its `answer_until` at the latest. If it changes data the connection ends with it, so
 //!   that the target ends the command at the next login.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_int};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -21,12 +16,12 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::callbacks::{self, Inner, on_command};
+use super::callbacks::Inner;
 use super::connection::{Login, Shared, State};
 use super::deadman::Deadman;
 use super::ffi::{self, Context};
-use super::pending::{Record, Request};
-use super::{socket, timing};
+use super::pending::Request;
+use super::timing;
 use crate::device::scsi::transport::TransportError;
 use crate::rt::Instant;
 
@@ -35,25 +30,23 @@ pub(super) struct Loop<'a> {
     pub shared: &'a Shared,
     pub context: *mut Context,
     pub inner: &'a Inner,
-    lun: c_int,
-    next_id: u64,
-    waiting: Vec<Request>,
+    pub(super) lun: c_int,
+    pub(super) next_id: u64,
+    pub(super) waiting: Vec<Request>,
     /// The earliest `send_until` of the changes in the batch that libiscsi is sending.
-    batch_until: Option<Instant>,
+    pub(super) batch_until: Option<Instant>,
     /// When the first of the batch was handed over; `None`: libiscsi's queue is empty.
-    batch_since: Option<Instant>,
+    pub(super) batch_since: Option<Instant>,
     /// The earliest moment at which a deadline has to be looked at.
-    next_deadline: Option<Instant>,
+    pub(super) next_deadline: Option<Instant>,
     /// When this thread last looked at the time: it never sleeps for longer than `SLEEP`.
     alive_at: Instant,
     pub redirected: Option<String>,
-    deadman: Option<Deadman>,
+    pub(super) deadman: Option<Deadman>,
 }
 
 /// The longest sleep of a connection's thread.
 const SLEEP: Duration = Duration::from_millis(500);
-/// For so long a batch is added to; then it has to be sent before there is another.
-const TOP_UP: Duration = Duration::from_millis(100);
 
 impl Loop<'_> {
     /// The thread, from beginning to end.
@@ -105,14 +98,9 @@ impl Loop<'_> {
                 }
                 self.waiting.append(&mut queue.requests);
             }
-            self.tick()?;
-            self.hand_over()?;
-            if self.events() & c_int::from(libc::POLLOUT) != 0 {
-                self.service(libc::POLLOUT)?;
-                // What could be sent was sent; more may go.
-                if self.look_at_batch() && !self.waiting.is_empty() {
-                    continue;
-                }
+            // What could be sent was sent; more may go.
+            if self.send()? && !self.waiting.is_empty() {
+                continue;
             }
             self.look_at_deadlines()?;
             let waiting = self.waiting.iter().map(|request| request.limits.send_until).min();
@@ -125,29 +113,14 @@ impl Loop<'_> {
         }
     }
 
-    fn events(&self) -> c_int {
+    pub(super) fn events(&self) -> c_int {
         // SAFETY: the context lives and is this thread's.
         unsafe { ffi::iscsi_which_events(self.context) }
     }
 
-    fn is_sending(&self) -> bool {
-        callbacks::is_sending(self.context)
-    }
-
-    /// Is all sent that libiscsi was given? Then the batch is over.
-    fn look_at_batch(&mut self) -> bool {
-        let over = !self.is_sending();
-        if over {
-            self.inner.retired.borrow_mut().clear();
-            (self.batch_until, self.batch_since) = (None, None);
-        }
-        over
-    }
-
     /// Was this thread stopped (SIGSTOP, a debugger, a virtual machine's pause)? Then what was under way and is out of
     /// date must not be sent, not even the rest of it: a host that is paused may be dead to the others by now.
-    fn tick(&mut self) -> Result<(), String> {
-        let now = Instant::now();
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), String> {
         let stopped = now.saturating_duration_since(self.alive_at) > SLEEP + timing::STALL;
         self.alive_at = now;
         if stopped && self.holds_changes_past(now) {
@@ -161,106 +134,19 @@ impl Loop<'_> {
         records.values().any(|record| record.changes_data && record.limits.send_until < now)
     }
 
-    /// May libiscsi have more? Not where the target's window is what keeps it from sending.
-    fn takes_more(&mut self, now: Instant) -> bool {
-        let is_fresh = |since: Instant| now.saturating_duration_since(since) < TOP_UP;
-        let can_send = self.events() & c_int::from(libc::POLLOUT) != 0;
-        self.look_at_batch() || (can_send && self.batch_since.is_some_and(is_fresh))
-    }
-
-    /// Hands waiting requests to libiscsi, if it may have more.
-    fn hand_over(&mut self) -> Result<(), String> {
-        let now = Instant::now();
-        if self.waiting.is_empty() || !self.takes_more(now) {
-            return Ok(());
-        }
-        self.batch_since.get_or_insert(now);
-        let mut batch = std::mem::take(&mut self.waiting).into_iter();
-        while let Some(mut request) = batch.next() {
-            if request.limits.send_until < now {
-                request.asker.answer(Err(TransportError::NotSent("its time was over".into())));
-                continue;
-            }
-            let limits = request.limits;
-            let record = match Record::new(request, now) {
-                Ok(record) => record,
-                Err(mut request) => {
-                    request.asker.answer(Err(TransportError::NotSent("libiscsi has no memory".into())));
-                    continue;
-                }
-            };
-            if record.changes_data {
-                self.batch_until =
-                    Some(self.batch_until.map_or(limits.send_until, |b| b.min(limits.send_until)));
-            }
-            self.next_deadline =
-                Some(self.next_deadline.map_or(limits.answer_until, |next| next.min(limits.answer_until)));
-            let (id, task) = (self.next_id, record.task());
-            self.next_id += 1;
-            self.inner.records.borrow_mut().insert(id, record);
-            // SAFETY: the task and what it points to live in the record until libiscsi has called back or the
-            // context is gone; the private value is a number, not a pointer.
-            let queued = unsafe {
-                ffi::iscsi_scsi_command_async(
-                    self.context,
-                    self.lun,
-                    task,
-                    on_command,
-                    null_mut(),
-                    id as *mut c_void,
-                )
-            };
-            if queued != 0 {
-                if let Some(mut record) = self.inner.records.borrow_mut().remove(&id) {
-                    record.answer(Err(TransportError::NotSent(self.error())));
-                }
-                self.waiting.extend(batch);
-                return Err(self.error());
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets libiscsi read and write. Never sends what is out of date.
+    /// Lets libiscsi do what the socket is ready for: while logging in, and then to read.
     pub fn service(&mut self, revents: libc::c_short) -> Result<(), String> {
-        let sends_changes = revents & libc::POLLOUT != 0 && self.holds_plain_changes();
-        match self.deadman.as_mut().filter(|_| sends_changes) {
-            None => self.service_now(revents),
-            Some(deadman) => {
-                // Before the look at the clock: a stop at any moment after it ends this process or is noticed.
-                deadman.arm(timing::SEND).map_err(|e| format!("no timer: {e}"))?;
-                let result = self.service_now(revents);
-                match self.deadman.as_mut().map(Deadman::rest) {
-                    Some(Err(e)) => result.and(Err(format!("the timer does not stop: {e}"))),
-                    _ => result,
-                }
-            }
-        }
+        // Older versions of libiscsi only note what the target asks for.
+        let may_send = revents & libc::POLLOUT != 0 || cfg!(libiscsi_sends_at_once);
+        self.within_time(may_send && self.holds_plain_changes(), |this| {
+            this.tick(Instant::now())?;
+            this.service_now(revents)
+        })
     }
 
-    /// Can data of a command that must not come late be sent now?
-    fn holds_plain_changes(&self) -> bool {
-        !self.inner.retired.borrow().is_empty()
-            || self.inner.records.borrow().values().any(|record| record.is_plain_change)
-    }
-
-    fn service_now(&mut self, revents: libc::c_short) -> Result<(), String> {
-        self.tick()?;
-        if revents & libc::POLLOUT != 0
-            && self.batch_until.is_some_and(|until| Instant::now() > until)
-            && self.is_sending()
-        {
-            return Err("the target did not take what was to be sent in time".into());
-        }
-        let corked = revents & libc::POLLOUT != 0 && self.is_sending();
-        if corked {
-            socket::cork(self.context, true);
-        }
+    pub(super) fn service_now(&mut self, revents: libc::c_short) -> Result<(), String> {
         // SAFETY: the context lives and is this thread's; callbacks find their loop by the thread.
         let result = unsafe { ffi::iscsi_service(self.context, c_int::from(revents)) };
-        if corked {
-            socket::cork(self.context, false);
-        }
         if self.inner.broken.get() {
             // What libiscsi says now may be of a command long ago.
             return Err("the connection broke".into());

@@ -118,6 +118,17 @@ pub struct Request {
     pub asker: Asker,
 }
 
+impl Request {
+    /// A change that must not come late. An old compare-and-write does no harm.
+    pub fn is_plain_change(&self) -> bool {
+        self.cdb.changes_data() && self.cdb.opcode() != opcode::COMPARE_AND_WRITE
+    }
+
+    pub fn sends_data(&self) -> bool {
+        !self.lent.is_in && self.lent.count > 0
+    }
+}
+
 // SAFETY: the pointers lead to memory of the thread that waits for the answer, and is not touched by it until then.
 unsafe impl Send for Request {}
 
@@ -169,9 +180,9 @@ impl Record {
                 _ => {}
             }
         }
+        let is_plain_change = request.is_plain_change();
         let Request { cdb, lent, limits, mut asker } = request;
         asker.lost = || TransportError::Broken("the connection ended".into());
-        let is_plain_change = cdb.changes_data() && cdb.opcode() != opcode::COMPARE_AND_WRITE;
         // A change that was given up must not come later.
         let patience = match is_plain_change {
             true => limits.answer_until,
