@@ -80,6 +80,10 @@ pub struct Lent {
     is_in: bool,
 }
 
+/// What stands in the place of data-out that nobody needs any more, as long as the longest write.
+static NO_DATA: [u8; LONGEST_WRITE_BYTES] = [0; LONGEST_WRITE_BYTES];
+const LONGEST_WRITE_BYTES: usize = 1 << 20;
+
 const NOTHING: IoVec = IoVec { base: std::ptr::null_mut(), len: 0 };
 
 impl Lent {
@@ -238,20 +242,20 @@ impl Record {
         self.own = Some(own);
     }
 
-    /// Gives the memory of a command back whose answer says that the target has all of its data.
+    /// Gives the memory of a command back whose answer says that the target has all of its data. What a senseless target
+    /// may still want of it is nothing that anybody wrote.
     pub fn detach_from_done(&mut self) {
-        if self.own.is_some() {
+        // Each such command would cost as much as its data, if memory were made for it.
+        if self.own.is_none() && !self.is_in && self.len_bytes <= NO_DATA.len() {
+            // SAFETY: the pieces are ours, and libiscsi does not use them while it calls back.
+            let pieces = unsafe { &mut *self.pieces };
+            for piece in &mut pieces[..self.count] {
+                // No longer than all of it; data-out is only read, the type of the library has no const.
+                piece.base = NO_DATA.as_ptr().cast::<c_void>().cast_mut();
+            }
             return;
         }
-        let mut own = vec![0; self.len_bytes];
-        // SAFETY: the pieces are ours, and libiscsi does not use them while it calls back.
-        let pieces = unsafe { &mut *self.pieces };
-        let mut at = 0;
-        for piece in &mut pieces[..self.count] {
-            piece.base = own[at..].as_mut_ptr().cast();
-            at += piece.len;
-        }
-        self.own = Some(own);
+        self.detach();
     }
 
     /// Answers who waits, if anybody does. The caller's memory must not be used after this.
@@ -335,10 +339,19 @@ mod tests {
         record.detach_from_done();
         // SAFETY: as above.
         let pieces = unsafe { *record.pieces };
-        let own = record.own.as_ref().unwrap();
-        assert_eq!(pieces[0].base.cast::<u8>().cast_const(), own.as_ptr());
-        assert_eq!(pieces[1].base.cast::<u8>().cast_const(), own[512..].as_ptr());
-        assert_eq!(own[..], [0; 1024]);
+        assert!(record.own.is_none(), "no memory is made for it");
+        for piece in pieces {
+            assert_eq!((piece.base.cast::<u8>().cast_const(), piece.len), (NO_DATA.as_ptr(), 512));
+        }
+    }
+
+    #[test]
+    fn a_longer_write_has_its_memory_exchanged_with_a_copy() {
+        let data = vec![3; LONGEST_WRITE_BYTES + 512];
+        let parts: [&[u8]; 1] = [&data];
+        let mut record = record(&mut Data::Out(&parts));
+        record.detach_from_done();
+        assert_eq!(record.own.as_deref(), Some(&data[..]));
     }
 
     #[test]
