@@ -3,18 +3,29 @@
  * answered one replaced from within its callback. iscsi-perf does the same and knows only reads, all into one buffer;
  * here each command has a buffer of its own, as in a program that wants the data.
  *
- *     bare URL read|write|swap BYTES AT_ONCE SECONDS
+ *     bare URL read|write|swap BYTES AT_ONCE SECONDS [callers]
  *
  * prints commands per second and microseconds of CPU time for each. A swap is a COMPARE AND WRITE of one block; each
  * of the AT_ONCE places counts its own block up, and a miscompare ends the program.
+ *
+ * With "callers" the commands are not replaced from within the callback: AT_ONCE threads ask for one each and wait for its
+ * answer, as the callers of a filesystem do, with the least that this takes: a list without a lock, an eventfd only if
+ * the loop sleeps, a futex for each. What that costs no caller of the other kind pays.
  */
+#define _GNU_SOURCE
 #include <inttypes.h>
+#include <linux/futex.h>
 #include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
@@ -26,11 +37,16 @@ struct place {
     struct scsi_iovec vector;
     uint64_t count;
     int index;
+    /* Of a caller: what is behind it in the list, and whether it has its answer. */
+    struct place *next;
+    atomic_uint answered;
 };
 
 static struct iscsi_context *iscsi;
 static enum kind kind;
-static int lun, stop, under_way;
+static int lun, under_way, with_callers, wake_fd;
+static atomic_int stop, asleep, callers_left;
+static _Atomic(struct place *) asked;
 static uint32_t block_bytes, bytes;
 static uint64_t places, next_place, done;
 
@@ -58,8 +74,41 @@ static void answered(struct iscsi_context *context, int status, void *data, void
     scsi_free_scsi_task(data);
     under_way--;
     done++;
-    if (!stop)
+    if (with_callers) {
+        struct place *place = private;
+
+        atomic_store(&place->answered, 1);
+        syscall(SYS_futex, &place->answered, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    } else if (!stop) {
         issue(private);
+    }
+}
+
+static void wake(void)
+{
+    uint64_t one = 1;
+
+    if (write(wake_fd, &one, sizeof one) != sizeof one)
+        fail("eventfd");
+}
+
+static void *caller(void *private)
+{
+    struct place *place = private;
+
+    while (!atomic_load(&stop)) {
+        atomic_store(&place->answered, 0);
+        place->next = atomic_load(&asked);
+        while (!atomic_compare_exchange_weak(&asked, &place->next, place))
+            ;
+        if (atomic_exchange(&asleep, 0))
+            wake();
+        while (!atomic_load(&place->answered))
+            syscall(SYS_futex, &place->answered, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+    }
+    atomic_fetch_sub(&callers_left, 1);
+    wake();
+    return NULL;
 }
 
 static void put64(unsigned char *at, uint64_t value)
@@ -110,8 +159,9 @@ int main(int argc, char **argv)
     double since, cpu;
     int at_once;
 
-    if (argc != 6)
+    if (argc != 6 && argc != 7)
         return 2;
+    with_callers = argc == 7;
     kind = !strcmp(argv[2], "read") ? READ : !strcmp(argv[2], "write") ? WRITE : SWAP;
     bytes = atoi(argv[3]);
     at_once = atoi(argv[4]);
@@ -150,14 +200,33 @@ int main(int argc, char **argv)
     }
     since = seconds(CLOCK_MONOTONIC);
     cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
-    for (int i = 0; i < at_once; i++)
-        issue(&all[i]);
-    while (under_way > 0) {
-        struct pollfd fd = {.fd = iscsi_get_fd(iscsi), .events = iscsi_which_events(iscsi)};
+    wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    for (int i = 0; i < at_once; i++) {
+        pthread_t thread;
 
-        if (poll(&fd, 1, 10000) <= 0)
+        if (!with_callers)
+            issue(&all[i]);
+        else if (callers_left++, pthread_create(&thread, NULL, caller, &all[i]) != 0)
+            fail("a thread");
+    }
+    while (under_way > 0 || atomic_load(&callers_left) > 0) {
+        struct pollfd fds[2] = {{.fd = iscsi_get_fd(iscsi)}, {.fd = wake_fd, .events = POLLIN}};
+        uint64_t count;
+        int timeout;
+
+        for (struct place *next, *place = atomic_exchange(&asked, NULL); place; place = next) {
+            next = place->next;
+            issue(place);
+        }
+        fds[0].events = iscsi_which_events(iscsi);
+        atomic_store(&asleep, 1);
+        timeout = atomic_load(&asked) ? 0 : 10000;
+        if (poll(fds, 1 + with_callers, timeout) <= 0 && timeout > 0)
             fail("no answer");
-        if (iscsi_service(iscsi, fd.revents) < 0)
+        atomic_store(&asleep, 0);
+        if (fds[1].revents && read(wake_fd, &count, sizeof count) != sizeof count)
+            fail("eventfd");
+        if (fds[0].revents && iscsi_service(iscsi, fds[0].revents) < 0)
             fail("service");
         if (seconds(CLOCK_MONOTONIC) - since >= atof(argv[5]))
             stop = 1;

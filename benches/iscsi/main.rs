@@ -1,6 +1,7 @@
 //! The `iscsi` backend against libiscsi itself, in one run on the same targets, 32 commands at a time: reads and writes
-//! of 4 KiB and of 1 MiB, and compare-and-writes, each thread on its own block. Two measures: `bare.c`, one
-//! loop around libiscsi that does nothing else, for every operation; and `iscsi-perf`, libiscsi's own tool, for reads,
+//! of 4 KiB and of 1 MiB, and compare-and-writes, each thread on its own block. Three measures: `bare.c`, one
+//! loop around libiscsi that does nothing else, for every operation; the same with 32 threads that ask for each command and
+//! wait for it, as our callers do, by the cheapest hand-over there is; and `iscsi-perf`, libiscsi's own tool, for reads,
 //! which it takes all into one buffer. They take turns, and the table has the median of the rounds' ratios.
 //!
 //! ```text
@@ -68,7 +69,7 @@ fn main() {
         SPAN.as_secs()
     );
     println!(
-        "target       what                   ours/s     CPU |   bare/s     CPU  ratio | iscsi-perf/s  ratio"
+        "target       what                   ours/s     CPU |   bare/s     CPU  ratio | callers/s     CPU  ratio | iscsi-perf/s  ratio"
     );
     if let Some(url) = args.iter().find(|arg| arg.starts_with("iscsi://")) {
         return bench.target("LUN", url, args.iter().any(|arg| arg == "--write"));
@@ -131,14 +132,14 @@ impl Bare {
             .args(["-O2", "-o"])
             .arg(directory.path().join("bare"))
             .arg(&source)
-            .arg("-liscsi")
+            .args(["-liscsi", "-lpthread"])
             .status()
             .expect("a C compiler");
         assert!(status.success(), "bare.c does not compile");
         Bare(directory)
     }
 
-    fn measure(&self, url: &str, kind: Kind, bytes: u64) -> Rate {
+    fn measure(&self, url: &str, kind: Kind, bytes: u64, with_callers: bool) -> Rate {
         let kind = match kind {
             Kind::Read => "read",
             Kind::Write => "write",
@@ -146,6 +147,7 @@ impl Bare {
         };
         let output = Command::new(self.0.path().join("bare"))
             .args([url, kind, &bytes.to_string(), &AT_ONCE.to_string(), &SPAN.as_secs().to_string()])
+            .args(with_callers.then_some("callers"))
             .output()
             .expect("it runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -188,24 +190,25 @@ impl Bench<'_> {
             if !self.wants(what) || (kind != Kind::Read && !may_write) {
                 continue;
             }
-            let (mut ours, mut bare, mut perf) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut ours, mut bare, mut callers, mut perf) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 ours.push(measure(&device, kind, bytes));
-                bare.push(self.bare.measure(url, kind, bytes));
+                bare.push(self.bare.measure(url, kind, bytes, false));
+                callers.push(self.bare.measure(url, kind, bytes, true));
                 if kind == Kind::Read {
                     perf.push(iscsi_perf(url, bytes / block));
                 }
             }
             let per_second = |rates: &[Rate]| median(rates.iter().map(|rate| rate.per_second));
             let cpu = |rates: &[Rate]| median(rates.iter().map(|rate| rate.cpu));
-            let ratio = median(ours.iter().zip(&bare).map(|(ours, bare)| ours.per_second / bare.per_second));
-            print!(
-                "{name:<12} {what:<20} {:>8.0} {:>7.1} | {:>8.0} {:>7.1} {ratio:>6.2} |",
-                per_second(&ours),
-                cpu(&ours),
-                per_second(&bare),
-                cpu(&bare),
-            );
+            let ratio = |others: &[Rate]| {
+                median(ours.iter().zip(others).map(|(ours, other)| ours.per_second / other.per_second))
+            };
+            print!("{name:<12} {what:<20} {:>8.0} {:>7.1} |", per_second(&ours), cpu(&ours));
+            for others in [&bare, &callers] {
+                print!(" {:>8.0} {:>7.1} {:>6.2} |", per_second(others), cpu(others), ratio(others));
+            }
             match perf.is_empty() {
                 true => println!(),
                 false => {
