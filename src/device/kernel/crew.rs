@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::door::SgData;
-use super::path::{Line, Outcome, SMALL_BYTES, too_late};
+use super::path::{Doubt, Line, Outcome, SMALL_BYTES, too_late};
 use crate::device::AlignedBuf;
 use crate::device::scsi::cdb::Cdb;
 use crate::device::scsi::transport::{Data, Limits, Transport, TransportError};
@@ -73,7 +73,7 @@ impl Transport for Timed {
             }
             None => {
                 // It may be slow only; who comes next finds out.
-                self.line.doubt("no answer in time", false);
+                self.line.doubt("no answer in time", Doubt::Silent);
                 Err(TransportError::TimedOut)
             }
         }

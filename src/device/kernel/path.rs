@@ -21,7 +21,7 @@ use super::hold::Hold;
 use super::timing;
 use crate::device::AlignedBuf;
 use crate::device::scsi::cdb::{Cdb, opcode};
-use crate::device::scsi::transport::{Data, Limits, Reply, Transport, TransportError};
+use crate::device::scsi::transport::{Data, Limits, Reply, Transport, TransportError, status};
 use crate::rt::{Condvar, Instant, Mutex};
 
 /// Up to here a transfer is a look at a lock, a beat or a block of metadata.
@@ -69,8 +69,19 @@ pub enum Condition {
     Doubtful {
         why: String,
         since: Instant,
-        nexus_lost: bool,
+        doubt: Doubt,
     },
+}
+
+/// What must be shown of a path before it is used again; the later ones include the earlier.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Doubt {
+    /// That it answers: it was silent for longer than somebody could wait. An answer that comes late shows it as well.
+    Silent,
+    /// That it is ready.
+    Unready,
+    /// That it leads to the same unit, and is registered: the nexus was lost, and its target may live another life.
+    Lost,
 }
 
 /// The disk at its end, and what its answers tell of it: what a thread that stays behind still needs.
@@ -96,7 +107,7 @@ pub struct Path {
 impl Path {
     /// A path in doubt: somebody has to look at it first.
     pub fn new(disk: Disk, node: Arc<dyn Node>, hold: Hold, bell: Arc<Bell>) -> Path {
-        let condition = Condition::Doubtful { why: "new".into(), since: Instant::now(), nexus_lost: true };
+        let condition = Condition::Doubtful { why: "new".into(), since: Instant::now(), doubt: Doubt::Lost };
         let line = Line {
             disk,
             node,
@@ -125,15 +136,21 @@ impl Path {
         *self.line.condition.lock() == Condition::Up
     }
 
-    /// It was looked at, and may be used.
-    pub fn set_up(&self) {
-        *self.line.condition.lock() = Condition::Up;
+    /// It was looked at, and so much was shown of it: it may be used, unless something worse was heard of it meanwhile.
+    pub fn set_up(&self, shown: Doubt) -> bool {
+        let mut condition = self.line.condition.lock();
+        if matches!(*condition, Condition::Doubtful { doubt, .. } if doubt > shown) {
+            return false;
+        }
+        *condition = Condition::Up;
+        drop(condition);
         self.line.bell.ring();
+        true
     }
 
     /// It must be looked at.
-    pub fn doubt(&self, why: &str, nexus_lost: bool) {
-        self.line.doubt(why, nexus_lost);
+    pub fn doubt(&self, why: &str, doubt: Doubt) {
+        self.line.doubt(why, doubt);
     }
 
     /// How often it came into doubt: it may be out of it again before anybody looks.
@@ -172,18 +189,34 @@ impl Path {
 
 impl Line {
     /// The path must be looked at.
-    pub fn doubt(&self, why: &str, nexus_lost: bool) {
+    pub fn doubt(&self, why: &str, doubt: Doubt) {
         let mut condition = self.condition.lock();
         match &mut *condition {
             Condition::Up => {
                 log::warn!("{}: {why}; the path is looked at before it is used again", self.disk.name);
-                *condition = Condition::Doubtful { why: why.into(), since: Instant::now(), nexus_lost };
+                *condition = Condition::Doubtful { why: why.into(), since: Instant::now(), doubt };
                 self.doubts.fetch_add(1, Ordering::SeqCst);
                 drop(condition);
                 self.bell.ring();
             }
-            Condition::Doubtful { nexus_lost: lost, .. } => *lost |= nexus_lost,
+            Condition::Doubtful { doubt: until_now, .. } => *until_now = doubt.max(*until_now),
         }
+    }
+
+    /// A path that was silent and nothing worse has carried out a command, perhaps one that nobody waits for any more: a look
+    /// at it would show no more. Looks have time-outs of their own, and where answers are slow the only path would be out
+    /// for several of them, which is most of a lease.
+    fn answered(&self, outcome: &Outcome) {
+        if !matches!(outcome, Ok(reply) if reply.status == status::GOOD) {
+            return;
+        }
+        let mut condition = self.condition.lock();
+        let Condition::Doubtful { doubt: Doubt::Silent, since, why } = &*condition else { return };
+        let (away, why) = (since.elapsed().as_millis(), why.clone());
+        *condition = Condition::Up;
+        drop(condition);
+        log::warn!("{}: the path serves again after {away} ms ({why})", self.disk.name);
+        self.bell.ring();
     }
 
     pub fn send(&self, cdb: &Cdb, data: SgData<'_>, at_head: bool) -> Outcome {
@@ -196,13 +229,13 @@ impl Line {
         let ended: io::Result<SgAnswer> = self.node.sg_io(&mut command);
         let (outcome, state) = judge(ended, len, || self.disk.dir.scsi_state() == "running");
         match state {
-            PathState::Fine => {}
-            PathState::Slow(why) | PathState::Standby(why) => self.doubt(&why, false),
+            PathState::Fine => self.answered(&outcome),
+            PathState::Slow(why) | PathState::Standby(why) => self.doubt(&why, Doubt::Unready),
             PathState::Lost(why) => {
                 if matches!(outcome, Err(TransportError::NotSent(_))) {
                     self.dead.store(true, Ordering::SeqCst);
                 }
-                self.doubt(&why, true);
+                self.doubt(&why, Doubt::Lost);
             }
         }
         outcome

@@ -1,7 +1,8 @@
 //! All paths to a unit, and the thread that keeps them.
 //!
 //! A path is *up*, or in *doubt*: new, silent, failed, blocked by the kernel. A doubtful path is used for nothing until
-//! the keeper has looked at it; one that was merely slow must pass the first question only:
+//! the keeper has looked at it; one that was merely slow must pass the first question only, and for one that was merely
+//! silent a late answer to whatever it was asked before is as good:
 //!
 //! 1. Its unit attentions are drawn, and it is ready.
 //! 2. It leads to the same unit (VPD 83h and 80h), of the same block size, not smaller.
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use super::classify::{Disk, Found, classify, paths_now};
 use super::door::Kernel;
 use super::hold::Hold;
-use super::path::{Bell, Condition, Path};
+use super::path::{Bell, Condition, Doubt, Path};
 use super::timing;
 use crate::device::scsi::cdb::Cdb;
 use crate::device::scsi::inquiry::Description;
@@ -102,7 +103,7 @@ impl Paths {
                     Some(_) => return Err(format!("{}: its paths lead to different units", disk.name)),
                     None => {
                         expected.get_or_insert(what);
-                        path.set_up();
+                        path.set_up(Doubt::Lost);
                     }
                 },
                 Err(why) => trouble.push(why),
@@ -124,7 +125,8 @@ impl Paths {
             registered: Mutex::new(Registered::default()),
         });
         let mine = shared.clone();
-        let keeper = rt::try_spawn("scsi-keeper", move || mine.keep()).map_err(|e| e.to_string())?;
+        // While the only path is in doubt, beats wait for this thread.
+        let keeper = rt::try_spawn_urgent("scsi-keeper", move || mine.keep()).map_err(|e| e.to_string())?;
         Ok((Paths { shared, keeper: Some(keeper) }, expected))
     }
 
@@ -270,7 +272,8 @@ impl Shared {
             for path in state.paths.iter().filter(|path| path.is_up()) {
                 let kernel = path.disk().dir.scsi_state();
                 if kernel != "running" {
-                    path.doubt(&format!("the kernel says '{kernel}'"), kernel != "quiesce");
+                    let doubt = if kernel == "quiesce" { Doubt::Unready } else { Doubt::Lost };
+                    path.doubt(&format!("the kernel says '{kernel}'"), doubt);
                 }
             }
         }
@@ -287,17 +290,19 @@ impl Shared {
 
     /// Looks at a doubtful path; true: it is in use again.
     fn look_again(&self, path: &Arc<Path>) -> bool {
-        let Condition::Doubtful { why: doubt, since, nexus_lost } = path.condition() else { return true };
+        let Condition::Doubtful { why: before, since, doubt } = path.condition() else { return true };
         // Offline disks answer at once; blocked ones only when the kernel gives them up.
         if path.disk().dir.scsi_state() != "running" || path.rank().is_none() || path.is_stuck() {
             return false;
         }
-        match self.admit(path, nexus_lost) {
+        match self.admit(path, doubt) {
+            // Its answer said so.
+            Ok(()) if path.is_up() => true,
+            Ok(()) if !path.set_up(doubt) => false,
             Ok(()) => {
-                path.set_up();
-                if doubt != "new" {
+                if before != "new" {
                     let away = since.elapsed().as_millis();
-                    log::warn!("{}: the path serves again after {away} ms ({doubt})", path.disk().name);
+                    log::warn!("{}: the path serves again after {away} ms ({before})", path.disk().name);
                 }
                 true
             }
@@ -307,7 +312,7 @@ impl Shared {
                 if path.is_dead()
                     && let Ok(fresh) = open(&*self.kernel, path.disk(), &self.bell)
                 {
-                    fresh.doubt(&doubt, true);
+                    fresh.doubt(&before, Doubt::Lost);
                     let mut state = self.state.lock();
                     if let Some(place) = state.paths.iter_mut().find(|p| Arc::ptr_eq(p, path)) {
                         *place = fresh;
@@ -319,11 +324,11 @@ impl Shared {
     }
 
     /// See the module's header.
-    fn admit(&self, path: &Arc<Path>, nexus_lost: bool) -> Result<(), String> {
+    fn admit(&self, path: &Arc<Path>, doubt: Doubt) -> Result<(), String> {
         // Nobody registers meanwhile, so the key is the one that all the others carry.
         let registered = self.registered.lock();
         let witness = self.up().into_iter().next();
-        if !nexus_lost {
+        if doubt < Doubt::Lost {
             // It was slow, or its port was not for use: the same path to the same unit, registered as it was.
             return ready(&self.unit, path).map_err(|problem| problem.to_string());
         }

@@ -36,6 +36,11 @@ pub enum Fault {
     Descriptor(u8, u8, u8),
     /// Executed at once, answered after this long.
     Slow(Duration),
+    /// Given up by the kernel after this long, and not executed.
+    Fails {
+        byte: u16,
+        after: Duration,
+    },
     /// From now on nothing answers but ENODEV, until the path is back.
     Dies,
 }
@@ -292,6 +297,11 @@ impl Node for FakeNode {
                 drop(world);
                 sleep(span);
                 return Ok(answer);
+            }
+            Some(Fault::Fails { byte, after }) => {
+                drop(world);
+                sleep(after);
+                return Ok(SgAnswer { host_status: byte, ..SgAnswer::default() });
             }
             Some(Fault::Dies) => {
                 path.dead = true;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use nix::sys::stat::makedev;
 
-use super::{MPATHA, SDA, SWAP, WRITE, block, open, said, sent, swap, until};
+use super::{MPATHA, READ, SDA, SWAP, TUR, WRITE, block, open, said, sent, swap, until};
 use crate::device::kernel::script::{Fake, Fault};
-use crate::device::{BlockDevice, Executed};
+use crate::device::{BlockDevice, CompareOutcome, Executed};
 use crate::rt::Instant;
 
 #[test]
@@ -91,4 +91,53 @@ fn a_path_that_the_kernel_blocks_is_not_used() {
     fake.attribute(&state, "running");
     until("it is back", || said(&device, "paths").matches("running, up").count() == 2);
     assert_eq!(device.resets(), 0);
+}
+
+/// An answer that comes too late shows as well as any question that the path answers: with slow answers to the questions the
+/// only path would be out for as long as a lease.
+#[test]
+fn a_late_answer_ends_the_doubt() {
+    let fake = Fake::plain();
+    let device = open(&fake, SDA);
+    fake.fault("sda", SWAP, Fault::Slow(Duration::from_millis(1500)));
+    // Each look at the path takes longer than it may.
+    (0..3).for_each(|_| fake.fault("sda", TUR, Fault::Slow(Duration::from_millis(2500))));
+    let since = Instant::now();
+    assert!(swap(&device, 0, 1).unwrap_err().may_come_later());
+    let mut found = block(9);
+    device.read(0, &mut found).unwrap();
+    assert_eq!(found, block(1));
+    assert!(since.elapsed() < Duration::from_millis(2200), "{:?}", since.elapsed());
+    assert_eq!(device.resets(), 0);
+}
+
+/// Its target may be in another life by then.
+#[test]
+fn a_late_answer_does_not_end_the_doubt_about_a_lost_path() {
+    let fake = Fake::plain();
+    let device = open(&fake, SDA);
+    fake.fault("sda", SWAP, Fault::Slow(Duration::from_millis(1000)));
+    fake.fault("sda", READ, Fault::Host { byte: 0xE, executed: false });
+    fake.fault("sda", TUR, Fault::Slow(Duration::from_millis(2500)));
+    std::thread::scope(|scope| {
+        let swapping = scope.spawn(|| swap(&device, 0, 1));
+        until("the swap is on its way", || fake.take_log().iter().any(|(_, opcode)| *opcode == SWAP));
+        let since = Instant::now();
+        device.read(0, &mut block(9)).unwrap();
+        assert_eq!(swapping.join().unwrap().unwrap(), CompareOutcome::Swapped);
+        assert!(since.elapsed() > Duration::from_millis(1900), "{:?}", since.elapsed());
+    });
+    assert_eq!(device.resets(), 1);
+}
+
+/// A path is looked at because it was silent, and is lost before the look has ended.
+#[test]
+fn a_look_shows_no_more_than_was_asked() {
+    let fake = Fake::plain();
+    let device = open(&fake, SDA);
+    fake.fault("sda", SWAP, Fault::Fails { byte: 0xE, after: Duration::from_millis(1500) });
+    fake.fault("sda", TUR, Fault::Slow(Duration::from_millis(800)));
+    assert!(swap(&device, 0, 1).unwrap_err().may_come_later());
+    device.read(0, &mut block(9)).unwrap();
+    assert_eq!(device.resets(), 1);
 }
