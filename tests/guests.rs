@@ -3,15 +3,24 @@
 //! Needs QEMU and a Debian kernel package; says SKIPPED where they are missing. `tests/guests/run` fetches both. By default
 //! one scenario runs, [`fast`]; the others are minutes (`tests/guests/run all`).
 //!
-//! * `machine`: a guest and commands in it; `pair`: two of them and their LUN
-//! * `kernels`: what LunFS builds on, without LunFS; `volume`: LunFS on it
+//! * `machine`: a guest and commands in it; `monitor`: what QEMU is told; `pair`: guests and their LUN
+//! * `kernels`: what LunFS builds on, without LunFS; `volume`: LunFS on it; `paused`: one that loses time
+//! * `lio`: the Linux kernel's target; `initiator`: its initiator
 
+#[path = "guests/initiator.rs"]
+mod initiator;
 #[path = "guests/kernels.rs"]
 mod kernels;
+#[path = "guests/lio.rs"]
+mod lio;
 #[path = "guests/machine.rs"]
 mod machine;
+#[path = "guests/monitor.rs"]
+mod monitor;
 #[path = "guests/pair.rs"]
 mod pair;
+#[path = "guests/paused.rs"]
+mod paused;
 #[path = "guests/volume.rs"]
 mod volume;
 

@@ -1,8 +1,9 @@
 //! A guest: a QEMU process with a real kernel, and commands inside it.
 //!
-//! Its disk is a LUN of a target on loopback, reached by QEMU's own initiator and handed through (`scsi-block`), so each
-//! SCSI command of the guest's kernel comes to the target as it is. It has no network and no other disk. SIGKILL of QEMU is the
-//! death of a host, SIGSTOP one that stands still while its clock goes on.
+//! Its disks are LUNs of a target on loopback, reached by QEMU's own initiator and handed through (`scsi-block`), so each
+//! SCSI command of the guest's kernel comes to the target as it is. Only machines that are to be a target, or to reach one by their
+//! kernel's initiator, have a network, of which the other end is QEMU. SIGKILL of QEMU is the death of a host, SIGSTOP one that
+//! stands still while its clock goes on, the monitor's `stop` one whose clock stands still as well.
 //!
 //! A guest doesn't outlive its test, however that ends: dropping it kills QEMU, and the kernel does where nothing is dropped.
 
@@ -20,16 +21,59 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// How long a command may take on a slow machine, if nothing else is said.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+use crate::monitor;
+
+/// How long a command may take on a slow machine, if nothing else is said. Where others have the processors, a guest that is
+/// ready in 6 s on a quiet machine has taken three minutes.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A LUN that QEMU hands through.
+#[derive(Clone)]
+pub struct Lun {
+    pub portal: SocketAddr,
+    pub target: String,
+}
+
+/// The network that a guest has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    None,
+    /// It reaches loopback of this machine, which is 10.0.2.2 there.
+    Reaches,
+    /// Its port 3260 is this port of loopback here, and it reaches nothing.
+    IsReached(u16),
+}
+
+/// What a guest is made of.
+#[derive(Clone)]
+pub struct Machine {
+    pub name: String,
+    /// Kernel and initramfs.
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// /dev/sda and so on, each by an initiator of its own.
+    pub disks: Vec<Lun>,
+    pub network: Network,
+    pub memory_mib: u32,
+}
 
 pub struct Guest {
     pub name: String,
-    /// Its initiator's name, by which the target knows it.
+    /// The name of the initiator of its first disk, by which the target knows it.
     pub initiator: String,
     process: Child,
     console: PathBuf,
+    monitor: PathBuf,
+    disks: usize,
     channel: Arc<Channel>,
+}
+
+/// The name of the initiator of one of a guest's disks.
+pub fn initiator(guest: &str, disk: usize) -> String {
+    match disk {
+        0 => format!("iqn.2026-01.org.lunfs.test:{guest}"),
+        _ => format!("iqn.2026-01.org.lunfs.test:{guest}-{disk}"),
+    }
 }
 
 struct Channel {
@@ -70,55 +114,62 @@ pub struct Running {
 
 impl Guest {
     /// Starts a guest; it isn't ready yet.
-    pub fn start(directory: &Path, name: &str, boot: &Path, portal: SocketAddr, target: &str) -> Guest {
+    pub fn start(directory: &Path, machine: &Machine) -> Guest {
+        let name = &machine.name;
         let socket = directory.join(format!("{name}.agent"));
+        let monitor = directory.join(format!("{name}.monitor"));
         // An earlier life's.
         let _ = std::fs::remove_file(&socket);
         let console = directory.join(format!("{name}.console"));
-        let initiator = format!("iqn.2026-01.org.lunfs.test:{name}");
         // Numbers of 32 digits that differ in their first: identities of machines.
-        let machine =
+        let identity =
             format!("{:02x}", name.bytes().fold(7u8, |sum, b| sum.wrapping_mul(31).wrapping_add(b)));
-        let lun = format!(
-            "driver=iscsi,node-name=lun,transport=tcp,portal={portal},target={target},lun=1,\
-             initiator-name={initiator},timeout=5"
-        );
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
-            .args([
-                "-machine",
-                "q35",
-                "-m",
-                "512",
-                "-smp",
-                "2",
-                "-nodefaults",
-                "-no-user-config",
-                "-no-reboot",
-            ])
-            .args(["-display", "none", "-serial", &format!("file:{}", console.display())])
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-machine", "q35", "-m", &machine.memory_mib.to_string(), "-smp", "2"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
             .arg("-kernel")
-            .arg(boot.join("vmlinuz"))
+            .arg(&machine.kernel)
             .arg("-initrd")
-            .arg(boot.join("initramfs"))
+            .arg(&machine.initramfs)
             .arg("-append")
             .arg(format!(
                 "console=ttyS0 panic=-1 mitigations=off quiet guest.name={name} guest.machine={}",
-                machine.repeat(16)
+                identity.repeat(16)
             ))
             .args(["-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("socket,id=agent,server=on,wait=off,path={}", socket.display())])
             .args(["-device", "virtserialport,chardev=agent,name=org.lunfs.agent"])
-            .args(["-blockdev", &lun, "-device", "virtio-scsi-pci,id=scsi"])
-            .args(["-device", "scsi-block,drive=lun,bus=scsi.0,share-rw=on"])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("QEMU starts");
+            .args(["-device", "virtio-scsi-pci,id=scsi"]);
+        for (n, Lun { portal, target }) in machine.disks.iter().enumerate() {
+            let lun = format!(
+                "driver=iscsi,node-name=lun{n},transport=tcp,portal={portal},target={target},lun=1,\
+                 initiator-name={},timeout=5",
+                initiator(name, n)
+            );
+            qemu.args(["-blockdev", &lun, "-device"]);
+            qemu.arg(format!("scsi-block,drive=lun{n},bus=scsi.0,scsi-id={n},share-rw=on"));
+        }
+        let network = match machine.network {
+            Network::None => None,
+            Network::Reaches => Some("user,id=net".to_owned()),
+            Network::IsReached(port) => {
+                Some(format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:3260"))
+            }
+        };
+        if let Some(network) = network {
+            qemu.args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        }
+        let process = qemu.stdin(Stdio::null()).spawn().expect("QEMU starts");
         let mut guest = Guest {
-            name: name.to_owned(),
-            initiator,
+            name: name.clone(),
+            initiator: initiator(name, 0),
             process,
             console,
+            monitor,
+            disks: machine.disks.len(),
             // Not connected to anybody yet.
             channel: Channel::over(UnixStream::pair().expect("a pair of sockets").0),
         };
@@ -143,9 +194,29 @@ impl Guest {
         }
     }
 
-    /// Waits until the kernel has the LUN and the agent answers.
+    /// Waits until the kernel has its disks and the agent answers.
     pub fn wait_until_ready(&self) {
-        self.run("until [ -b /dev/sda ]; do sleep 0.05; done");
+        for letter in ('a'..='z').take(self.disks) {
+            self.run(&format!("until [ -b /dev/sd{letter} ]; do sleep 0.05; done"));
+        }
+        self.run("true");
+    }
+
+    /// Loads a set of modules (`prepare` names them).
+    pub fn load(&self, set: &str) {
+        self.run(&format!(
+            "while read -r module; do grep -q \"^$(basename $module .ko | tr - _) \" /proc/modules || \
+             insmod /modules/$module; done </modules/{set}"
+        ));
+    }
+
+    /// Makes its network usable.
+    pub fn connect_network(&self) {
+        self.load("network");
+        self.run(
+            "ip link set lo up && until [ -e /sys/class/net/eth0 ]; do sleep 0.05; done && \
+             ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up",
+        );
     }
 
     /// Starts a shell script.
@@ -181,6 +252,15 @@ impl Guest {
 
     pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
+    }
+
+    /// The machine stands still, and so does its clock.
+    pub fn pause(&self) {
+        monitor::carry_out(&self.monitor, "stop");
+    }
+
+    pub fn unpause(&self) {
+        monitor::carry_out(&self.monitor, "cont");
     }
 
     /// The machine is no more.

@@ -1,7 +1,8 @@
-//! Two guests and the LUN that they share.
+//! Guests, mostly two, and the LUN that they share.
 //!
 //! The target runs in the test's process, so a test can look at what was executed, by whom and in which order.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,25 +10,30 @@ use std::time::Instant;
 
 use lunfs_test_target::{Config, Entry, LunConfig, Target};
 
-use crate::machine::Guest;
+use crate::machine::{Guest, Lun, Machine, Network};
 
 pub const LUN_BYTES: u64 = 1 << 30;
 
-/// One pair at a time: a guest wants two processors.
+/// One scenario at a time: a guest wants two processors.
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub struct Pair {
     pub guests: Vec<Guest>,
+    machines: Vec<Machine>,
     pub target: Target,
-    boot: PathBuf,
     directory: tempfile::TempDir,
     _alone: MutexGuard<'static, ()>,
 }
 
+/// Which kernel guests have; see `prepare`.
+fn kernel() -> String {
+    std::env::var("LUNFS_GUESTS_KERNEL").unwrap_or_else(|_| "stock".into())
+}
+
 /// What guests boot from, made now if it has to be; `None`, loudly, where it can't be had.
-fn boot_files() -> Option<PathBuf> {
+fn boot_files(extras: &[&str]) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let prepared = Command::new(root.join("tests/guests/prepare")).output().expect("bash runs");
+    let prepared = Command::new(root.join("tests/guests/prepare")).args(extras).output().expect("bash runs");
     let said = String::from_utf8_lossy(&prepared.stdout);
     if prepared.status.code() == Some(77) {
         eprintln!("{}", said.trim_end());
@@ -37,34 +43,85 @@ fn boot_files() -> Option<PathBuf> {
     Some(root.join("target/guest"))
 }
 
+/// The initramfs, and behind it what else is wanted: the kernel unpacks one after the other.
+fn initramfs(boot: &Path, extras: &[&str], directory: &Path) -> PathBuf {
+    let own = boot.join(kernel()).join("initramfs");
+    if extras.is_empty() {
+        return own;
+    }
+    let mut bytes = std::fs::read(own).expect("an initramfs");
+    for extra in extras {
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend(std::fs::read(boot.join(extra)).expect("what was prepared"));
+    }
+    let all = directory.join("initramfs");
+    std::fs::write(&all, bytes).expect("room for an initramfs");
+    all
+}
+
+/// A port of loopback that nobody has.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
 impl Pair {
-    /// Two guests that are ready, `g0` and `g1`.
+    /// Two guests that are ready, `g0` and `g1`, whose `/dev/sda` is the LUN.
     pub fn boot() -> Option<Pair> {
+        Pair::of(&[], |pair| vec![pair.machine("g0", 1), pair.machine("g1", 1)])
+    }
+
+    /// Guests that are ready, with more in their initramfs.
+    pub fn of(extras: &[&str], machines: impl FnOnce(&Pair) -> Vec<Machine>) -> Option<Pair> {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let boot = boot_files()?;
+        let boot = boot_files(extras)?;
         let directory = tempfile::Builder::new().prefix("lunfs-guests-").tempdir().expect("a directory");
         let lun = LunConfig::new(1, LUN_BYTES).file(directory.path().join("lun"));
         let config = Config { trace: 400_000, ..Config::of(lun) };
         let target = Target::start(config).expect("the test target starts");
-        let mut pair = Pair { guests: Vec::new(), target, boot, directory, _alone: alone };
+        let mut pair = Pair { guests: Vec::new(), machines: Vec::new(), target, directory, _alone: alone };
+        let (vmlinuz, initramfs) =
+            (boot.join(kernel()).join("vmlinuz"), initramfs(&boot, extras, pair.directory.path()));
         let began = Instant::now();
-        for name in ["g0", "g1"] {
-            let guest = pair.start(name);
-            pair.guests.push(guest);
+        for mut machine in machines(&pair) {
+            (machine.kernel, machine.initramfs) = (vmlinuz.clone(), initramfs.clone());
+            pair.guests.push(Guest::start(pair.directory.path(), &machine));
+            pair.machines.push(machine);
         }
         pair.guests.iter().for_each(Guest::wait_until_ready);
-        eprintln!("two guests are ready after {:.1} s", began.elapsed().as_secs_f64());
+        let release = pair.guests[0].run("uname -r");
+        eprintln!(
+            "Linux {release}: {} ready after {:.1} s",
+            pair.guests.len(),
+            began.elapsed().as_secs_f64()
+        );
         Some(pair)
     }
 
-    fn start(&self, name: &str) -> Guest {
-        Guest::start(self.directory.path(), name, &self.boot, self.target.portal(), self.target.name())
+    /// A machine with this many ways to the LUN.
+    pub fn machine(&self, name: &str, disks: usize) -> Machine {
+        let lun = Lun { portal: self.target.portal(), target: self.target.name().to_owned() };
+        Machine {
+            name: name.to_owned(),
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            disks: vec![lun; disks],
+            network: Network::None,
+            memory_mib: 512,
+        }
+    }
+
+    pub fn portal(&self) -> SocketAddr {
+        self.target.portal()
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The machine that died is switched on again.
     pub fn boot_again(&mut self, guest: usize) {
-        let name = self.guests[guest].name.clone();
-        self.guests[guest] = self.start(&name);
+        self.guests[guest] = Guest::start(self.directory.path(), &self.machines[guest]);
         self.guests[guest].wait_until_ready();
     }
 

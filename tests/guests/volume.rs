@@ -8,14 +8,23 @@ use crate::machine::{Guest, PATIENCE, Running};
 use crate::pair::Pair;
 
 /// What a daemon may end with when it slept past its lease: by its own clock, or because its slot says so (docs/recovery.md).
-const ENDED_IN_TIME: [i32; 2] = [75, 77];
+pub const ENDED_IN_TIME: [i32; 2] = [75, 77];
 
 /// What LunFS can't see in a virtual machine: how long QEMU may keep a command. Its initiator gives up after 5 s.
-const HOLD_SECONDS: u32 = 7;
+pub const HOLD_SECONDS: u32 = 7;
+
+/// Mounts with reservations or not at all.
+pub const REQUIRED: &str = "-o fencing=required";
 
 /// Emulated processors on a busy machine stand still for seconds, so leases are long; on a quiet one `normal` is faster.
-fn profile() -> String {
+pub fn profile() -> String {
     std::env::var("LUNFS_GUESTS_PROFILE").unwrap_or_else(|_| "slow-array".into())
+}
+
+/// A bug that the daemons in guests are to have (`lunfs::rt::planted`), to see who notices: words before a command.
+pub fn planted() -> String {
+    let bug = std::env::var("LUNFS_PLANTED_BUG");
+    bug.map(|bug| format!("LUNFS_PLANTED_BUG={bug}")).unwrap_or_default()
 }
 
 /// Whether LunFS can use a kernel's disk; `false`, loudly, without.
@@ -50,7 +59,7 @@ pub fn mkfs(pair: &Pair, options: &str) {
 pub fn mount(guest: &Guest, options: &str) -> Running {
     let name = &guest.name;
     let daemon =
-        guest.start_command(&format!("LUNFS_HOLD_SECONDS={HOLD_SECONDS} exec lunfs mount --foreground --host {name} {options} /dev/sda /mnt"));
+        guest.start_command(&format!("{} LUNFS_HOLD_SECONDS={HOLD_SECONDS} exec lunfs mount --foreground --host {name} {options} /dev/sda /mnt", planted()));
     let tried = Instant::now();
     while guest.try_run("grep -q ' /mnt fuse' /proc/mounts").status != Some(0) {
         let said = daemon.so_far();
@@ -65,7 +74,7 @@ fn unmount(guest: &Guest, daemon: Running) {
 }
 
 /// Both leave, and fsck finds nothing: over a guest's kernel, and on the LUN as the target has it.
-fn leave(pair: &Pair, daemons: Vec<Running>) {
+pub fn leave(pair: &Pair, daemons: Vec<Running>) {
     pair.guests.iter().zip(daemons).for_each(|(guest, daemon)| unmount(guest, daemon));
     pair.guests[1].run("lunfs fsck -n /dev/sda");
     demand_clean(pair);
@@ -227,7 +236,7 @@ pub fn frozen(pair: &Pair, daemons: &mut Vec<Running>, options: &str, fenced: bo
 }
 
 /// Boots, makes a volume, mounts it in both, runs a body, and sees both leave.
-fn with_volume(options: &str, body: impl FnOnce(&mut Pair, &mut Vec<Running>)) {
+pub fn with_volume(options: &str, body: impl FnOnce(&mut Pair, &mut Vec<Running>)) {
     let Some(mut pair) = Pair::boot() else { return };
     if !has_backend(&pair) {
         return;
@@ -273,7 +282,7 @@ fn volume_is_coherent() {
 #[test]
 #[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_is_coherent_with_reservations() {
-    with_volume("-o fencing=required", |pair, _| coherent(pair, 5));
+    with_volume(REQUIRED, |pair, _| coherent(pair, 5));
 }
 
 #[test]
@@ -289,7 +298,7 @@ fn volume_survives_a_killed_guest() {
 #[test]
 #[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_killed_guest_with_reservations() {
-    let options = "-o fencing=required";
+    let options = REQUIRED;
     with_volume(options, |pair, daemons| killed(pair, daemons, options));
 }
 
@@ -302,7 +311,7 @@ fn volume_survives_a_frozen_guest() {
 #[test]
 #[ignore = "minutes in emulated machines, run by tests/guests/run all"]
 fn volume_survives_a_frozen_guest_with_reservations() {
-    let options = "-o fencing=required";
+    let options = REQUIRED;
     with_volume(options, |pair, daemons| {
         for _ in 0..2 {
             frozen(pair, daemons, options, true);
