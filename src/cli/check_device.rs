@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::device::check::{Finding, Property, Report, SCRATCH_BYTES, Scratch, Verdict, fences, harmless};
+use crate::device::check::{
+    Finding, Property, Report, SCRATCH_BYTES, Scratch, Verdict, fences, harmless, known_to_suffer,
+};
 use crate::device::open::{OpenOptions, open_device, shown};
 use crate::device::{BlockDevice, iscsi};
 use crate::format::preflight::{Previous, Watching, preflight};
@@ -122,7 +124,10 @@ fn check(args: &Args) -> Result<(About, Report), String> {
     }
     let scratch = Scratch::take(&handles, at).map_err(|e| e.to_string())?;
     report.properties = scratch.all(ROUNDS);
-    if args.with_reservations && !handles[0].own_nexus() {
+    if let Some(why) = known_to_suffer(&*handles[0]).filter(|_| args.with_reservations) {
+        // The trial would cost every other unit of that target as well, and nothing could come of it.
+        report.reservations = vec![Property::of("reservations", Err(format!("not tried: {why}")))];
+    } else if args.with_reservations && !handles[0].own_nexus() {
         let why = "to the target this machine is one party, whatever is opened; ask through iscsi://, which opens sessions \
                    of its own";
         report.reservations = vec![Property::not_asked("reservations", why)];

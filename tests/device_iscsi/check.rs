@@ -75,6 +75,15 @@ fn reservations_that_are_none_are_found_out() {
     }
 }
 
+/// Whose trial alone would cost every unit of the target its compare-and-writes.
+#[test]
+fn who_is_known_to_suffer_is_not_tried() {
+    let lun = Lun::with(512, Personality { vendor: "LIO-ORG".into(), ..Personality::default() });
+    let (found, status) = verdict(&lun.url());
+    assert!(found.starts_with("good without reservations") && found.contains("not tried"), "{found}");
+    assert_eq!(status, 3);
+}
+
 #[test]
 fn what_other_targets_get() {
     match Tgtd::start(TgtdOptions::default()) {
