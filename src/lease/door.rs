@@ -219,6 +219,8 @@ impl Door {
                     self.may_come_until(issued + self.geometry.hold_time);
                     return Err(e);
                 }
+                // The same where writes have no way to the device just now, and reads may well have one.
+                Err(e) if e.is_to_be_made_again() && class.is_hint() => return Err(e),
                 Err(e) if e.may_come_later() => self.wait_until_gone(&e, issued),
                 // The path failed in the middle, and another may serve: at once, while the lease is whole.
                 Err(e) if e.is_to_be_made_again() => {

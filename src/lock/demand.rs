@@ -181,7 +181,7 @@ impl Demand {
             Ok(()) => Ok(()),
             // It may be there, come late over the next one, or never: the net writes it again, and looks whether what it
             // wrote is what stands there.
-            Err(e) if e.may_come_later() && self.ats.door().lease().allows() => {
+            Err(e) if (e.may_come_later() || e.is_to_be_made_again()) && self.ats.door().lease().allows() => {
                 log::warn!("what this host wants: {e}; written again within a second");
                 own.stale = true;
                 Ok(())

@@ -1,14 +1,17 @@
 //! Plain writes whose answer never came: they may execute long after the host gave up waiting.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use lunfs::device::sim::{CommandKind, Fault, FaultRule, SimLunOptions};
+use lunfs::device::sim::{CommandKind, Fault, FaultRule, SimLun, SimLunOptions};
+use lunfs::device::{AlignedBuf, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
 use lunfs::fs::api::{FsResult, Operations};
-use lunfs::rt;
+use lunfs::lease::{Door, IoClass, Lease};
 use lunfs::rt::planted::Bug;
 use lunfs::rt::sim::{Failure, SimRng, Simulation, seeds};
+use lunfs::rt::{self, HostTag};
 use lunfs::testing::cluster::{Cluster, Formatted, cx};
-use lunfs::types::InodeNo;
+use lunfs::types::{BlockNo, InodeNo};
 
 use super::model::{LONG, volumes};
 
@@ -114,6 +117,48 @@ pub fn late_wish(seed: u64, bug: Option<Bug>) -> Result<(), Failure> {
             cluster.finish();
         })
         .map(drop)
+}
+
+/// A device to which writes have no way, as an iSCSI unit whose bulk session is down.
+struct NoWrites(Arc<dyn BlockDevice>);
+
+impl BlockDevice for NoWrites {
+    fn geometry(&self) -> DeviceGeometry {
+        self.0.geometry()
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.0.read(offset_bytes, buf)
+    }
+    fn write(&self, offset_bytes: u64, _: &[u8]) -> Result<(), DeviceError> {
+        rt::sleep(Duration::from_secs(3));
+        Err(DeviceError::Interrupted { op: "write", offset_bytes, why: "no session".into() })
+    }
+    fn compare_and_write(&self, at: u64, old: &[u8], new: &[u8]) -> Result<CompareOutcome, DeviceError> {
+        self.0.compare_and_write(at, old, new)
+    }
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.0.flush()
+    }
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.0.discard(offset_bytes, len_bytes)
+    }
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.0.write_zeroes(offset_bytes, len_bytes)
+    }
+    fn resets(&self) -> u64 {
+        self.0.resets()
+    }
+}
+
+/// A hint is not made again where nothing can be written: who writes it may be the thread that hears others.
+#[test]
+fn a_hint_that_has_no_way_to_the_device_is_given_back() {
+    Simulation::new(1).max_time(Duration::from_secs(60)).run(|| {
+        let lun = SimLun::new(SimLunOptions::default());
+        let door = Door::new(Arc::new(NoWrites(lun.attach(HostTag(0)))), Arc::new(Lease::new()));
+        let given_back = door.write(IoClass::Demand, BlockNo(9), &AlignedBuf::zeroed(4096));
+        assert!(given_back.is_err_and(|e| e.is_to_be_made_again()));
+    });
 }
 
 #[test]
